@@ -1,0 +1,305 @@
+"""The input pipeline: from a dataset's examples to batches of uint8 images, by Grain.
+
+Owns decoding, order, sharding, batching and worker processes. A training batch is a pure function
+of (seed, step): the number of workers, a resume and the number of processes that share the work
+change nothing. Knows nothing about models, and about datasets only what `datasets.Source` says.
+"""
+
+import dataclasses
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import cv2
+import grain  # type: ignore[import-untyped]
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from absl import flags
+from PIL import Image
+
+from mobilenets_jax.augment import augment_train, evaluation_transform
+from mobilenets_jax.datasets import Dataset, Source
+from mobilenets_jax.errors import InputError
+
+# A dataset whose decoded images fit into this many bytes is decoded only once per process.
+CACHE_BYTES = 256 * 2**20
+
+
+def decode(encoded: bytes, name: str) -> np.ndarray:
+    """Decodes a JPEG, PNG or other still image.
+
+    Args:
+      encoded: the file's contents.
+      name: what the image is called in an error.
+
+    Returns:
+      uint8 [H, W, 3] RGB.
+
+    Raises:
+      InputError: the image is broken.
+    """
+    if encoded[:3] == b"\xff\xd8\xff":
+        try:
+            return simplejpeg.decode_jpeg(encoded, "RGB")
+        except ValueError:
+            pass  # CMYK, or harmless extra bytes that PIL overlooks: PIL decides
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey instead of scaling it
+                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            return np.array(image.convert("RGB"))
+    except Exception as error:
+        raise InputError(
+            f"Cannot decode the image {name} ({error}): replace or remove it."
+        ) from error
+
+
+class _Decoded:
+    """A source's examples as (image, label), kept in memory if all of them fit into CACHE_BYTES."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        # The first image stands for all; `_room` holds even if it was much the smallest.
+        self._keep = self._decode(0)[0].nbytes * len(source) <= CACHE_BYTES
+        self._room = CACHE_BYTES
+        self._cache: dict[int, tuple[np.ndarray, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_room": CACHE_BYTES, "_cache": {}}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        found = self._cache.get(index)
+        if found is None:
+            found = self._decode(index)
+            if self._keep and self._room > found[0].nbytes:
+                self._room -= found[0].nbytes
+                self._cache[index] = found
+        return found
+
+    def _decode(self, index: int) -> tuple[np.ndarray, int]:
+        example = self._source[index]
+        image = decode(example["image"], example["name"])
+        image.flags.writeable = False  # an augmentation must not change what is kept
+        return image, example["label"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augment:
+    resolution: int
+    augment: Mapping[str, Any]
+    interpolation: str
+
+    def __call__(self, example: tuple[np.ndarray, int], rng: np.random.Generator) -> dict[str, Any]:
+        image, label = example
+        image = augment_train(image, rng, self.resolution, self.augment, self.interpolation)
+        return {"image": image, "label": np.int32(label)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluate:
+    """Position in the padded evaluation set -> example; past the end: zeros, with mask 0."""
+
+    examples: _Decoded
+    resolution: int
+    crop_fraction: float
+    interpolation: str
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        if index >= len(self.examples):
+            image = np.zeros((self.resolution, self.resolution, 3), np.uint8)
+            return {"image": image, "label": np.int32(0), "mask": np.float32(0)}
+        image, label = self.examples[index]
+        image = evaluation_transform(image, self.resolution, self.crop_fraction, self.interpolation)
+        return {"image": image, "label": np.int32(label), "mask": np.float32(1)}
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """An iterator over batches that is to be closed when done, by `close` or by `with`.
+
+    It closes itself after an error, when nobody holds it any longer, and when Python exits.
+    """
+
+    def __init__(self, iterator: grain.DatasetIterator[dict[str, np.ndarray]]):
+        # Held in one place, from where closing can drop it: Grain's iterators must be gone before
+        # Python takes their modules away at exit.
+        self._holder = [iterator]
+        self._close = weakref.finalize(self, _close_all, self._holder)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self._holder:
+            raise StopIteration
+        try:
+            batch = next(self._holder[0])
+        except BaseException:
+            self.close()
+            raise
+        # Arrays from workers lie in shared memory, which is better given back at once.
+        return {k: v if type(v) is np.ndarray else np.array(v) for k, v in batch.items()}
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads or worker processes; further calls do nothing."""
+        self._close()
+
+
+def _close_all(iterators: list[grain.DatasetIterator[dict[str, np.ndarray]]]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+def _check_batch_size(batch_size: int, process_count: int) -> None:
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(
+            f"A batch size of {batch_size} cannot be shared by {process_count} process(es): choose "
+            f"a positive multiple of {process_count}."
+        )
+
+
+def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
+    """The number of whole batches in the training split; what remains is left out.
+
+    Raises:
+      InputError: there is not even one.
+    """
+    steps = len(dataset.train) // batch_size
+    if not steps:
+        raise InputError(
+            f"A batch size of {batch_size} is larger than the training split of '{dataset.name}': "
+            f"choose at most {len(dataset.train)}."
+        )
+    return steps
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    resolution: int,
+    augment: Mapping[str, Any],
+    interpolation: str = "bilinear",
+    start_step: int = 0,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Yields training batches without end; close the iterator when done.
+
+    Each epoch is shuffled and augmented anew and ends with its last whole batch. All processes
+    together see in step s the examples, augmented alike, that a single process would.
+
+    Args:
+      dataset: what to read.
+      batch_size: over all processes.
+      seed: with the step, it determines the batch.
+      resolution: side of the images in pixels.
+      augment: the fields of config.augment.
+      interpolation: one of augment.INTERPOLATIONS.
+      start_step: step of the first batch.
+      workers: processes that prepare batches; 0: threads of this one.
+      process_index: which share of each batch to yield.
+      process_count: number of shares.
+
+    Returns:
+      `{'image': uint8 [b, R, R, 3], 'label': int32 [b]}`, b = batch_size /
+      process_count.
+
+    Raises:
+      InputError: the batch size does not fit the dataset or the processes; while iterating: an
+        image is broken.
+    """
+    _check_batch_size(batch_size, process_count)
+    steps_per_epoch(dataset, batch_size)
+    examples = grain.MapDataset.source(_Decoded(dataset.train)).seed(seed).shuffle()
+    # Augmented before it is shared out, so that the chance is keyed by the position in the epoch.
+    examples = examples.random_map(_Augment(resolution, dict(augment), interpolation))
+    examples = examples[: len(examples) // batch_size * batch_size]
+    share = examples[process_index::process_count]
+    batches = share.batch(batch_size // process_count, drop_remainder=True).repeat()
+    return _iterate(batches[start_step:], workers)
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    resolution: int,
+    crop_fraction: float = 1.0,
+    interpolation: str = "bilinear",
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Batches:
+    """Yields each evaluation example once, in as many batches on every process.
+
+    Args:
+      dataset: what to read.
+      batch_size: over all processes.
+      resolution: side of the images in pixels.
+      crop_fraction: see augment.evaluation_transform.
+      interpolation: one of augment.INTERPOLATIONS.
+      process_index: which share of each batch to yield.
+      process_count: number of shares.
+      workers: processes that prepare batches; 0: threads of this one.
+
+    Returns:
+      `{'image': uint8 [b, R, R, 3], 'label': int32 [b], 'mask': float32
+      [b]}`, b = batch_size / process_count. The last batch is filled up with zeros, mask 0.
+
+    Raises:
+      InputError: the processes cannot share a batch; while iterating: an image is broken.
+    """
+    _check_batch_size(batch_size, process_count)
+    transform = _Evaluate(_Decoded(dataset.test), resolution, crop_fraction, interpolation)
+    padded = -(-len(dataset.test) // batch_size) * batch_size
+    share = grain.MapDataset.range(padded)[process_index::process_count].map(transform)
+    batches = share.batch(batch_size // process_count, drop_remainder=True)
+    return _iterate(batches, workers)
+
+
+def _iterate(batches: grain.MapDataset[dict[str, np.ndarray]], workers: int) -> Batches:
+    """Prepares batches ahead, in threads or in `workers` processes."""
+    cv2.setNumThreads(1)  # batches are made in parallel; threads for one image only get in the way
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 if workers else 4)
+    if not workers:
+        return Batches(iter(batches.to_iter_dataset(options)))
+    if not flags.FLAGS.is_parsed():  # Grain asks for its flags, also outside of absl.app.run
+        flags.FLAGS.mark_as_parsed()
+    processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+    stream = batches.to_iter_dataset(options).mp_prefetch(processes, worker_init_fn=_start_worker)
+    return Batches(iter(stream))
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Set-up of a worker process: it lives as long as its parent wants it, and no longer.
+
+    Signals meant for the parent (^C and SIGTERM reach the whole process group) are ignored, since
+    the parent may want to finish its step. If the parent is killed, the worker ends, and then
+    Python's resource tracker removes the blocks of shared memory that batches were in. (Not by
+    PR_SET_PDEATHSIG, which watches the thread that started the worker instead of the process.)
+    """
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,125 @@
+"""The network: one `nn.Module` that walks a spec.
+
+Owns the public constructor and the order of the layers. Knows nothing of how a layer is computed,
+of widths' arithmetic, or of training.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mobilenets_jax.errors import InputError, choose
+from mobilenets_jax.layers import ACTIVATIONS, ConvBN, MobileBlock
+from mobilenets_jax.specs import Spec
+from mobilenets_jax.switches import build_spec
+
+Array = jax.Array
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+class MobileNet(nn.Module):
+    """A MobileNet.
+
+    Attributes:
+        spec: the network's numbers.
+        dtype: of the computation. Parameters, BatchNorm statistics and logits are float32 (float64
+            logits for float64).
+
+    `init` makes the collections "params" and "batch_stats". Training with dropout needs
+    `rngs={"dropout": key}` and `mutable=["batch_stats"]`. Under `jit` with a sharded batch,
+    BatchNorm statistics are those of the global batch.
+    """
+
+    spec: Spec
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, features: bool = False) -> Any:
+        """Computes logits, or the stages' features.
+
+        Args:
+            x: images `[N, H, W, 3]`, normalised.
+            train: use and update batch statistics, and drop out.
+            features: return what a backbone gives.
+
+        Returns:
+            Logits `[N, num_classes]`; or, with `features`, a dict from the total stride (2, 4, 8,
+            16, 32) to the last feature map `[N, H/stride, W/stride, C]` of the blocks at it.
+        """
+        spec = self.spec
+        x = ConvBN(
+            spec,
+            out=spec.stem.out,
+            kernel=spec.stem.kernel,
+            strides=spec.stem.strides,
+            activation=spec.stem.activation,
+            dtype=self.dtype,
+            name="stem",
+        )(x, train)
+        total_strides = spec.stem.strides
+        stages = {total_strides: x}
+        expanded, strides_before = None, 1
+        for i, row in enumerate(spec.blocks):
+            x, expanded = MobileBlock(spec, row, self.dtype, name=f"blocks_{i}")(
+                x, train, expanded if strides_before == 1 else None
+            )
+            strides_before = row.strides
+            total_strides *= row.strides
+            stages[total_strides] = x
+        if features:
+            return stages
+        if spec.last is not None:
+            x = ConvBN(
+                spec,
+                out=spec.last.out,
+                activation=spec.last.activation,
+                dtype=self.dtype,
+                name="last",
+            )(x, train)
+        x = jnp.mean(x, (1, 2), keepdims=True).reshape(x.shape[0], -1)
+        if spec.head is not None:
+            x = nn.Dense(
+                spec.head.out,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
+                name="head",
+            )(x)
+            x = ACTIVATIONS[spec.head.activation](x)
+        x = nn.Dropout(spec.dropout, deterministic=not train, name="dropout")(x)
+        x = nn.Dense(
+            spec.num_classes,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.01),
+            name="classifier",
+        )(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    alpha: float = 1.0,
+    activation: str | None = None,
+    *,
+    dtype: str = "float32",
+    **switches: Any,
+) -> MobileNet:
+    """Creates a network.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: outputs of the classifier.
+        alpha: width multiplier.
+        activation: replaces the paper's own non-linearity; None keeps it.
+        dtype: "float32", "bfloat16" or "float64", of the computation.
+        **switches: ablations and spec fields, see `switches.build_spec`.
+
+    Raises:
+        InputError: for an unknown name, switch or value, with the nearest valid one.
+    """
+    choose("dtype", dtype, DTYPES)
+    if dtype == "float64" and jnp.ones(()).dtype != jnp.float64:
+        raise InputError("dtype 'float64' needs jax.config.update('jax_enable_x64', True).")
+    return MobileNet(build_spec(name, num_classes, alpha, activation, **switches), DTYPES[dtype])

@@ -1,0 +1,57 @@
+"""The training state: everything that a resumed training needs besides its config.
+
+Owns the state's fields and its first value. Knows nothing of how it is updated or stored.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mobilenets_jax.model import MobileNet
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A training's state, a pytree.
+
+    Attributes:
+        step: updates made, int32 scalar.
+        params: trainable parameters.
+        batch_stats: BatchNorm's running statistics.
+        opt_state: the optimizer's.
+        ema_params: moving average of params.
+        ema_batch_stats: moving average of batch_stats.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+    ema_batch_stats: Any
+
+
+def init_state(
+    model: MobileNet, optimizer: optax.GradientTransformation, resolution: int, key: jax.Array
+) -> TrainState:
+    """Returns the state before the first step; the averages start at the initial values.
+
+    Args:
+        model: the network.
+        optimizer: whose state is made for the network's parameters.
+        resolution: side of the images in pixels.
+        key: for the initial weights.
+    """
+    variables = model.init(key, jnp.zeros((1, resolution, resolution, 3), jnp.float32))
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params),
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+    )
