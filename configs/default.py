@@ -29,7 +29,7 @@ def parse_arg(arg: str, **defaults: str) -> dict[str, str]:
     """
     values = dict(defaults)
     for pair in filter(None, (part.strip() for part in (arg or "").split(","))):
-        key, equals, value = pair.partition("=")
+        key, equals, value = (text.strip() for text in pair.partition("="))
         if not equals:
             raise InputError(f"The config argument '{pair}' must be key=value.")
         if key not in defaults:
@@ -59,7 +59,7 @@ def base(model: str, dataset: str) -> ConfigDict:
             "ema_decay": 0.0,
             "log_every": 50,  # steps
             "eval_every": 1.0,  # epochs
-            "checkpoint_every": 1.0,  # epochs
+            "checkpoint_every": 1.0,  # epochs; each evaluation saves too
             "distributed": False,
             # Passed to mobilenets_jax.create_model; None is the paper's own.
             "model": {
@@ -151,13 +151,13 @@ def digits(config: ConfigDict) -> None:
     small_images(config)
     config.dataset.num_classes = 10
     config.model.drop_strides = 1
-    config.batch_size = 64
-    config.epochs = 20.0
+    config.batch_size = 32
+    config.epochs = 10.0
     config.eval_every = 2.0
     config.checkpoint_every = 2.0
-    config.log_every = 20
+    config.log_every = 40
     config.augment.update(crop="pad", padding=3, rotate=10.0)
-    config.schedule.update(learning_rate=0.1, warmup_epochs=2.0)
+    config.schedule.update(learning_rate=0.03, warmup_epochs=1.0)
 
 
 def fashion_mnist(config: ConfigDict) -> None:

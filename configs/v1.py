@@ -15,24 +15,24 @@ from configs import default
 
 
 def imagenet(config: ConfigDict) -> None:
-    """The paper's section 3.2; constants of TF-slim's mobilenet_v1.py and of Inception V3."""
-    config.batch_size = 64
+    """The paper's section 3.2; TF-slim is its nets/mobilenet_v1.py and mobilenet_v1_train.py."""
+    config.batch_size = 64  # TF-slim
     config.epochs = 200.0  # the paper gives none
-    config.label_smoothing = 0.0
-    config.ema_decay = 0.9999
+    config.label_smoothing = 0.0  # the paper: no label smoothing
+    config.ema_decay = 0.9999  # V3's paper; V1's gives none
     # "Limiting the size of small crops"; the paper gives no number.
     config.augment.min_area = 0.25
-    config.model.update(bn_momentum=0.9997, dropout=0.001)
+    config.model.update(bn_momentum=0.9997, dropout=0.001)  # TF-slim
     config.optimizer.update(
-        name="rmsprop",
-        momentum=0.9,
-        decay=0.9,
-        epsilon=1.0,
-        weight_decay=4e-5,
-        weight_decay_depthwise=False,
+        name="rmsprop",  # the paper, "similar to Inception V3"
+        momentum=0.9,  # TF-slim's train_image_classifier.py
+        decay=0.9,  # Inception V3, arXiv:1512.00567, section 8
+        epsilon=1.0,  # likewise
+        weight_decay=4e-5,  # TF-slim
+        weight_decay_depthwise=False,  # the paper: "very little or no" there
     )
     config.schedule.update(
-        name="exponential",
+        name="exponential",  # all of TF-slim
         learning_rate=0.045,
         decay_rate=0.94,
         decay_epochs=2.5,

@@ -16,23 +16,23 @@ from configs import default
 
 
 def imagenet(config: ConfigDict) -> None:
-    """The paper's section 6.1; label smoothing, EMA, dropout, epsilon and BN of TF-slim."""
-    config.batch_size = 96
-    config.epochs = 300.0  # the paper gives none
-    config.label_smoothing = 0.1
-    config.ema_decay = 0.9999
-    config.augment.min_area = 0.05
-    config.model.update(bn_momentum=0.997, dropout=0.2)
+    """The paper's section 6.1; TF-slim is its nets/mobilenet/README.md and mobilenet.py."""
+    config.batch_size = 96  # the paper
+    config.epochs = 300.0  # the paper gives none; torchvision's
+    config.label_smoothing = 0.1  # TF-slim
+    config.ema_decay = 0.9999  # TF-slim
+    config.augment.min_area = 0.05  # TF-slim's Inception preprocessing
+    config.model.update(bn_momentum=0.997, dropout=0.2)  # TF-slim
     config.optimizer.update(
-        name="rmsprop",
-        momentum=0.9,
-        decay=0.9,
-        epsilon=1.0,
-        weight_decay=4e-5,
-        weight_decay_depthwise=False,
+        name="rmsprop",  # the paper
+        momentum=0.9,  # the paper
+        decay=0.9,  # the paper
+        epsilon=1.0,  # TF-slim's train_image_classifier.py
+        weight_decay=4e-5,  # the paper
+        weight_decay_depthwise=False,  # TF-slim
     )
     config.schedule.update(
-        name="exponential",
+        name="exponential",  # all of the paper
         learning_rate=0.045,
         decay_rate=0.98,
         decay_epochs=1.0,

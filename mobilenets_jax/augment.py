@@ -1,7 +1,7 @@
 """Augmentation: of single images in NumPy and OpenCV, and mixing within a batch in JAX.
 
 Images are uint8 [H, W, 3] RGB, and every function is pure: all chance comes from the `rng` or
-`key` it is given. Knows nothing about datasets, files, batches of the input pipeline or models.
+`key` it is given. Knows nothing about datasets, files, the input pipeline or models.
 """
 
 import math
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mobilenets_jax.errors import InputError, choose
+
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
     "bilinear": cv2.INTER_LINEAR,
@@ -20,6 +22,19 @@ INTERPOLATIONS = {
     "area": cv2.INTER_AREA,  # the only one that smooths when it shrinks an image
 }
 CROPS = ("none", "pad", "random_resized")
+# The numbers in a config's `augment` section and where they may lie.
+RANGES = {
+    "padding": (0, math.inf),
+    "min_area": (0, 1),
+    "rotate": (0, 180),
+    "brightness": (0, 1),
+    "saturation": (0, 1),
+    "randaugment": (0, math.inf),
+    "magnitude": (0, 10),
+    "erasing": (0, 1),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
+}
 # Weights of RGB in luma, ITU-R BT.601.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # What RandAugment's geometric operations move into the image, as in the paper's code.
@@ -303,6 +318,27 @@ def randaugment(
 
 
 # All together -------------------------------------------------------------------------------------
+
+
+def check(augment: Mapping[str, Any], interpolation: str) -> None:
+    """Checks a config's `augment` section and `preprocess.interpolation`.
+
+    Raises:
+      InputError: names the first bad field and what it may be.
+    """
+    choose("preprocess.interpolation", interpolation, INTERPOLATIONS)
+    for name, value in augment.items():
+        choose("field of augment", name, ["crop", "flip", *RANGES])
+        if name == "crop":
+            choose("augment.crop", value, CROPS)
+        elif name in RANGES:
+            low, high = RANGES[name]
+            if not low <= value <= high:
+                raise InputError(
+                    f"augment.{name} is {value}: choose a number from {low} to {high}."
+                    if high < math.inf
+                    else f"augment.{name} is {value}: choose a number from {low} up."
+                )
 
 
 def augment_train(

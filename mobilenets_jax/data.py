@@ -5,9 +5,11 @@ of (seed, step): the number of workers, a resume and the number of processes tha
 change nothing. Knows nothing about models, and about datasets only what `datasets.Source` says.
 """
 
+import contextlib
 import dataclasses
+import gc
 import io
-import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -22,12 +24,15 @@ import simplejpeg  # type: ignore[import-untyped]
 from absl import flags
 from PIL import Image
 
-from mobilenets_jax.augment import augment_train, evaluation_transform
+from mobilenets_jax.augment import augment_train, check, evaluation_transform
 from mobilenets_jax.datasets import Dataset, Source
 from mobilenets_jax.errors import InputError
 
 # A dataset whose decoded images fit into this many bytes is decoded only once per process.
 CACHE_BYTES = 256 * 2**20
+# Arrays below this come from worker processes through pipes. Blocks of shared memory are faster for
+# large ones, but stay behind if the whole process group is killed.
+SHARED_BYTES = 8 * 2**20
 
 
 def decode(encoded: bytes, name: str) -> np.ndarray:
@@ -127,7 +132,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     It closes itself after an error, when nobody holds it any longer, and when Python exits.
     """
 
-    def __init__(self, iterator: grain.DatasetIterator[dict[str, np.ndarray]]):
+    def __init__(
+        self,
+        iterator: grain.DatasetIterator[dict[str, np.ndarray]],
+        starts_workers: bool = False,
+    ):
+        self._starts_workers = starts_workers  # at the first batch
         # Held in one place, from where closing can drop it: Grain's iterators must be gone before
         # Python takes their modules away at exit.
         self._holder = [iterator]
@@ -137,7 +147,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if not self._holder:
             raise StopIteration
         try:
-            batch = next(self._holder[0])
+            if self._starts_workers:
+                self._starts_workers = False
+                with _workers_ignore_signals():
+                    batch = next(self._holder[0])
+            else:
+                batch = next(self._holder[0])
         except BaseException:
             self.close()
             raise
@@ -158,6 +173,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 def _close_all(iterators: list[grain.DatasetIterator[dict[str, np.ndarray]]]) -> None:
     while iterators:
         iterators.pop().close()
+    gc.collect()  # Grain holds the last batch, a block of shared memory, in a cycle
 
 
 def _check_batch_size(batch_size: int, process_count: int) -> None:
@@ -218,11 +234,14 @@ def train_batches(
       process_count.
 
     Raises:
-      InputError: the batch size does not fit the dataset or the processes; while iterating: an
-        image is broken.
+      InputError: a value is out of range, or the batch size does not fit the dataset or the
+        processes; while iterating: an image is broken.
     """
+    check(augment, interpolation)
     _check_batch_size(batch_size, process_count)
     steps_per_epoch(dataset, batch_size)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"The seed is {seed}: choose an integer from 0 to 2^32 - 1.")
     examples = grain.MapDataset.source(_Decoded(dataset.train)).seed(seed).shuffle()
     # Augmented before it is shared out, so that the chance is keyed by the position in the epoch.
     examples = examples.random_map(_Augment(resolution, dict(augment), interpolation))
@@ -260,8 +279,14 @@ def eval_batches(
       [b]}`, b = batch_size / process_count. The last batch is filled up with zeros, mask 0.
 
     Raises:
-      InputError: the processes cannot share a batch; while iterating: an image is broken.
+      InputError: a value is out of range, or the processes cannot share a batch; while iterating:
+        an image is broken.
     """
+    check({}, interpolation)
+    if not 0 < crop_fraction <= 1:
+        raise InputError(
+            f"preprocess.crop_fraction is {crop_fraction}: choose a number above 0 up to 1."
+        )
     _check_batch_size(batch_size, process_count)
     transform = _Evaluate(_Decoded(dataset.test), resolution, crop_fraction, interpolation)
     padded = -(-len(dataset.test) // batch_size) * batch_size
@@ -279,21 +304,35 @@ def _iterate(batches: grain.MapDataset[dict[str, np.ndarray]], workers: int) -> 
     if not flags.FLAGS.is_parsed():  # Grain asks for its flags, also outside of absl.app.run
         flags.FLAGS.mark_as_parsed()
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-    stream = batches.to_iter_dataset(options).mp_prefetch(processes, worker_init_fn=_start_worker)
-    return Batches(iter(stream))
+    small = grain.experimental.DatasetOptions(min_shm_size=SHARED_BYTES)
+    stream = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(options), small)
+    stream = stream.mp_prefetch(processes, worker_init_fn=_start_worker)
+    return Batches(iter(stream), starts_workers=True)
+
+
+@contextlib.contextmanager
+def _workers_ignore_signals() -> Iterator[None]:
+    """Processes started here, from new threads too, never get the signals meant for this one.
+
+    ^C and SIGTERM often reach a whole process group, while this process may want to finish its
+    step and save, for which it needs its workers. A signal that comes here meanwhile waits.
+    """
+    # Python's helper for semaphores would otherwise be started later, and unblock the signals.
+    multiprocessing.resource_tracker.ensure_running()
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Set-up of a worker process: it lives as long as its parent wants it, and no longer.
+    """Set-up of a worker process: it ends when its parent has ended, however that was.
 
-    Signals meant for the parent (^C and SIGTERM reach the whole process group) are ignored, since
-    the parent may want to finish its step. If the parent is killed, the worker ends, and then
-    Python's resource tracker removes the blocks of shared memory that batches were in. (Not by
-    PR_SET_PDEATHSIG, which watches the thread that started the worker instead of the process.)
+    Python's resource tracker then removes the blocks of shared memory that batches were in. (Not
+    by PR_SET_PDEATHSIG, which watches the thread that started the worker, not the process.)
     """
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -8,10 +8,13 @@ all devices, the state is replicated, and `jit` adds the communication. BatchNor
 therefore those of the global batch.
 """
 
+import contextlib
+import fcntl
 import functools
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +44,7 @@ PICTURED = 32  # test images in predictions.png
 
 
 class Diverged(ArithmeticError):
-    """The loss is not finite. The message names the step and what stays."""
+    """The loss or the state is not finite. The message names the step and what stays."""
 
 
 class Experiment(NamedTuple):
@@ -100,13 +103,7 @@ def build(config: ConfigDict) -> Experiment:
             f"dataset.num_classes is {config.dataset.num_classes}, but {dataset.name} has "
             f"{dataset.num_classes} classes: set it to None or {dataset.num_classes}."
         )
-    devices = jax.devices()
-    if config.batch_size % len(devices):
-        raise InputError(
-            f"batch_size {config.batch_size} cannot be shared by {len(devices)} devices: choose a "
-            f"multiple of {len(devices)}."
-        )
-    mesh = Mesh(np.array(devices), ("data",))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
     model = build_model(config, dataset.num_classes)
     resolution = config_lib.effective_resolution(config.resolution, config.beta)
     steps_per_epoch = data.steps_per_epoch(dataset, config.batch_size)
@@ -336,22 +333,29 @@ def _local_rows(array: jax.Array) -> np.ndarray:
 # --- workdir ---
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json into a new workdir, or checks that an old one is of the same config.
+def finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Returns a finished workdir's result.json, and says so; None if there is something to do.
 
     Raises:
-        InputError: if the workdir is of another config, unreadable or not writable.
+        InputError: if the workdir is of another config, or unreadable.
     """
-    path = workdir / "config.json"
+    path = workdir / "result.json"
+    if (workdir / "config.json").exists():
+        check_workdir(config_lib.plain(config), workdir)
+    if not path.exists():
+        return None
     try:
-        if path.exists():
-            check_workdir(config_lib.plain(config), workdir)
-        elif jax.process_index() == 0:
-            logs.write_json(path, config_lib.plain(config))
-    except OSError as error:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        say(
+            f"{workdir} is finished: test accuracy {result['test_accuracy']:.4f} (averaged weights "
+            f"{result['test_accuracy_ema']:.4f}). Give another --workdir to train again."
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"The workdir {workdir} cannot be used ({error.strerror}): choose another --workdir."
+            f"{path} is damaged ({type(error).__name__}: {error}): delete it, and the same command "
+            "writes it again."
         ) from error
+    return result
 
 
 def check_workdir(config: dict[str, Any], workdir: Path) -> None:
@@ -362,6 +366,62 @@ def check_workdir(config: dict[str, Any], workdir: Path) -> None:
             f"The workdir {workdir} is of another config ({difference}): choose another --workdir "
             "or the same config."
         )
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Writes config.json into a new workdir, and keeps a second training out of it meanwhile.
+
+    The lock is the system's, so it ends with the process however that ends.
+
+    Raises:
+        InputError: if the workdir is not writable, or another training runs in it.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        directory = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another training is running in {workdir}: wait for it, stop it, or choose "
+                "another --workdir."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            if not (workdir / "config.json").exists():
+                logs.write_json(workdir / "config.json", config_lib.plain(config))
+        except OSError as error:
+            raise _unusable(workdir, error) from error
+        yield
+    finally:
+        os.close(directory)
+
+
+def _unusable(workdir: Path, error: OSError) -> InputError:
+    return InputError(
+        f"The workdir {workdir} cannot be used ({error.strerror}): choose another --workdir."
+    )
+
+
+@contextlib.contextmanager
+def stop_signal(manager: Any) -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the completed step: whether a SIGTERM asks to stop after it.
+
+    Several processes agree on the step by means of JAX, whose handler a second one would replace.
+    """
+    if jax.process_count() > 1:
+        yield manager.reached_preemption
+        return
+    with checkpoint.preemption() as requested:
+        yield lambda step: requested()
 
 
 # --- the loop ---
@@ -379,7 +439,7 @@ class Meter:
         self.sums = saved or {"loss": 0.0, "accuracy": 0.0, "steps": 0, "timed": 0, "seconds": 0.0}
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._last: float | None = None
-        self._line = (0.0, 0.0)
+        self._line = (self.sums["timed"], self.sums["seconds"])
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics, and looks at those of the step before.
@@ -388,7 +448,8 @@ class Meter:
             Diverged: if that step's loss is not finite.
         """
         self._pending.append((step, metrics))
-        self.settle(keep=1)
+        # After a pause, the clock starts when the device is idle.
+        self.settle(keep=0 if self._last is None else 1)
 
     def settle(self, keep: int = 0) -> None:
         """Looks at the metrics of all steps but the newest `keep`."""
@@ -428,6 +489,13 @@ class Meter:
         return result
 
 
+def check_finite(state: TrainState, step: int) -> None:
+    """Raises Diverged if a number of the state is not finite, which a finite loss may hide."""
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not np.isfinite(leaf.addressable_data(0)).all():
+            raise Diverged(f"state{jax.tree_util.keystr(keys)} is not finite after step {step}")
+
+
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Trains, or goes on where an earlier run of the same config in the same workdir stopped.
 
@@ -444,16 +512,21 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         Diverged: if the loss is not finite; the checkpoints before it stay.
     """
     config_lib.check(config)
-    claim_workdir(config, workdir)
-    if (workdir / "result.json").exists():
-        result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
-        say(
-            f"{workdir} is finished: test accuracy {result['test_accuracy']:.4f} (averaged weights "
-            f"{result['test_accuracy_ema']:.4f}). Give another --workdir to train again."
-        )
+    result = finished(config, workdir)
+    if result is not None:
         return result
     experiment = build(config)
-    with checkpoint.open_manager(workdir) as manager, checkpoint.preemption() as stop_requested:
+    devices = experiment.sharded.mesh.size
+    if config.batch_size % devices:
+        raise InputError(
+            f"batch_size {config.batch_size} cannot be shared by {devices} devices: choose a "
+            f"multiple of {devices}."
+        )
+    with (
+        claimed(workdir, config),
+        checkpoint.open_manager(workdir) as manager,
+        stop_signal(manager) as stop_requested,
+    ):
         return _loop(experiment, workdir, manager, stop_requested)
 
 
@@ -464,7 +537,7 @@ def say(text: str) -> None:
 
 
 def _loop(
-    experiment: Experiment, workdir: Path, manager: Any, stop_requested: Callable[[], bool]
+    experiment: Experiment, workdir: Path, manager: Any, stop_requested: Callable[[int], bool]
 ) -> dict[str, Any] | None:
     config, total = experiment.config, experiment.total_steps
     first = jax.process_index() == 0
@@ -486,8 +559,12 @@ def _loop(
         start = int(state.step)
         say(f"Resuming from step {start:,}.")
     metrics_path = workdir / "metrics.jsonl"
+    written = set()  # lines of the step that was saved
     if first:
         logs.truncate_metrics(metrics_path, start)
+        if metrics_path.exists():
+            lines = logs.read_metrics(metrics_path)
+            written = {line["split"] for line in lines if line["step"] == start}
     eval_steps = max(1, round(config.eval_every * experiment.steps_per_epoch))
     save_steps = max(1, round(config.checkpoint_every * experiment.steps_per_epoch))
     meter = Meter(meta["meter"])
@@ -510,7 +587,7 @@ def _loop(
     def write_line(step: int, split: str, **values: Any) -> None:
         epoch = step / experiment.steps_per_epoch
         values = {key: value for key, value in values.items() if key != "examples"}
-        if first:
+        if first and not (step == start and split in written):
             logs.append_metrics(metrics_path, step=step, epoch=epoch, split=split, **values)
         tags = {f"{split}/{key}": value for key, value in values.items() if value is not None}
         board.scalars(step, tags)
@@ -554,10 +631,7 @@ def _loop(
                     board.image(1, "inputs", plots.image_grid(batch["image"][:64], 8))
                 state, metrics = step_fn(state, to_devices(batch, experiment.sharded))
                 meter.add(step, metrics)
-                if jax.process_count() == 1:
-                    stopping = stop_requested()
-                else:
-                    stopping = manager.reached_preemption(step)
+                stopping = stop_requested(step)
                 evaluating = step % eval_steps == 0 or step == total
                 saving = evaluating or step % save_steps == 0 or stopping
                 if step % config.log_every == 0 or step == total:
@@ -573,6 +647,7 @@ def _loop(
                     report(step)
                 if saving:
                     meter.settle()
+                    check_finite(state, step)
                     evaluation = None
                     if evaluating and not stopping:
                         evaluation = evaluate_and_log(step)

@@ -584,7 +584,7 @@ def test_newest_version_and_configs(spots):
         open_dataset("spots", data_dir=str(spots))
     with pytest.raises(InputError, match=r"Cannot read the dataset in .*spots/9.0.0"):
         open_dataset("spots:9.0.0", data_dir=str(spots))
-    with pytest.raises(InputError, match="'spots:3.0.0' is not prepared"):
+    with pytest.raises(InputError, match=r"'spots:3.0.0' is not prepared"):
         open_dataset("spots:3.0.0", data_dir=str(spots))
 
 
@@ -601,7 +601,7 @@ def test_unprepared_dataset_says_the_command(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("cifar11", "cifar10"), ("digit", "digits"), ("imagenet2013", "imagenet2012")],
+    [("cifar_10", "cifar10"), ("digit", "digits"), ("imagenet2013", "imagenet2012")],
 )
 def test_unknown_dataset_names_the_nearest(tmp_path, name, meant):
     with pytest.raises(InputError, match=rf"Unknown dataset '{name}'\. Did you mean '{meant}'\?"):

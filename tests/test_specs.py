@@ -97,9 +97,7 @@ def test_v3_rows_are_the_papers(size):
     rows = LAYERS[f"v3_{size}"]
     stem, last, head = rows[0], rows[-4], rows[-2]
     assert spec.stem == Conv(3, stem["out"], "hswish", stem["s"])
-    assert [
-        (b.kernel, b.expansion, b.out, b.se, b.activation, b.strides) for b in spec.blocks
-    ] == [
+    assert [(b.kernel, b.expansion, b.out, b.se, b.activation, b.strides) for b in spec.blocks] == [
         (r["k"], r["exp"], r["out"], r["se"], NON_LINEARITIES[r["nl"]], r["s"])
         for r in rows
         if r["op"] == "bneck"

@@ -1,0 +1,1 @@
+"""Scripts that produce the numbers in the documents; never imported by the package."""

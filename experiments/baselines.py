@@ -1,0 +1,123 @@
+"""Do the four networks learn the small data sets from the README's commands, and how fast?
+
+    python -m experiments.baselines run [--only=NAME] [--workdir=DIR]   train, store the results
+    python -m experiments.baselines table                               render README's table
+
+`run` trains every baseline with every seed, one process after the other, and copies each
+result.json to experiments/results/. `table` rewrites the table in README.md from these files.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- baselines: begin -->", "<!-- baselines: end -->"
+
+
+class Baseline(NamedTuple):
+    """A row of the table: a config argument, fields to set, and seeds to repeat it with."""
+
+    name: str
+    config: str
+    fields: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+BASELINES = (
+    Baseline("v1_digits", "configs/v1.py"),
+    Baseline("v2_digits", "configs/v2.py"),
+    Baseline("v3_large_digits", "configs/v3.py"),
+    Baseline("v3_small_digits", "configs/v3.py:variant=small"),
+    Baseline(
+        "v2_050_fashion_mnist",
+        "configs/v2.py:dataset=fashion_mnist",
+        ("model.alpha=0.5",),
+        seeds=(0,),
+    ),
+)
+
+
+def run(only: str | None, workdir: Path) -> None:
+    """Trains the baselines; one that is finished in `workdir` is not trained again."""
+    RESULTS.mkdir(exist_ok=True)
+    for baseline in BASELINES:
+        if only not in (None, baseline.name):
+            continue
+        for seed in baseline.seeds:
+            name = f"{baseline.name}-seed{seed}"
+            fields = (*baseline.fields, f"seed={seed}")
+            command = [sys.executable, "-m", "mobilenets_jax.main", f"--config={baseline.config}"]
+            command += [f"--config.{field}" for field in fields]
+            subprocess.run([*command, f"--workdir={workdir / name}"], check=True, cwd=ROOT)
+            shutil.copy(workdir / name / "result.json", RESULTS / f"{name}.json")
+
+
+def table() -> str:
+    """Returns the Markdown table of the stored results."""
+    lines = [
+        "| command: `python -m mobilenets_jax.main …` | parameters | MACs | test accuracy (n images) "
+        "| averaged weights | training time |",
+        "| --- | ---: | ---: | --- | --- | ---: |",
+    ]
+    for baseline in BASELINES:
+        results = [
+            json.loads((RESULTS / f"{baseline.name}-seed{seed}.json").read_text())
+            for seed in baseline.seeds
+        ]
+
+        def percent(key: str, results: list[dict] = results) -> str:
+            values = [100 * result[key] for result in results]
+            listed = f" ({', '.join(f'{value:.2f}' for value in values)})" * (len(values) > 1)
+            return f"{statistics.median(values):.2f} %{listed}"
+
+        flags = " ".join((baseline.config, *(f"--config.{field}" for field in baseline.fields)))
+        seconds = statistics.median(result["train_seconds"] for result in results)
+        lines.append(
+            f"| `--config={flags}` | {results[0]['params']:,} | {results[0]['macs']:,} "
+            f"| {percent('test_accuracy')}, n = {results[0]['test_examples']:,} "
+            f"| {percent('test_accuracy_ema')} | {seconds:.0f} s |"
+        )
+    first = results[0]
+    device, versions = first["device"], first["versions"]
+    lines += [
+        "",
+        f"Median over the seeds (each seed's value in brackets, in the order of the seeds 0, 1, 2; "
+        f"one seed where there is one value), on {device['host_cores']} {device['platform'].upper()} "
+        f"cores, Python {versions['python']}, JAX {versions['jax']}, Flax {versions['flax']}. "
+        "Training time is wall time with compilation and evaluation. Config, seed, versions and "
+        "device of each run are in `experiments/results/`.",
+    ]
+    return "\n".join(lines)
+
+
+def render(readme: str) -> str:
+    """Returns the README's text with the table made anew."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("--only", choices=[baseline.name for baseline in BASELINES])
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "baselines")
+    arguments = parser.parse_args()
+    if arguments.action == "run":
+        run(arguments.only, arguments.workdir.absolute())
+    else:
+        path = ROOT / "README.md"
+        path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""A training that takes seconds: its config, and its processes as seen from outside."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import default
+from mobilenets_jax import checkpoint, train
+from mobilenets_jax import config as config_lib
+from mobilenets_jax.model import DTYPES, MobileNet
+from mobilenets_jax.state import init_state
+
+ROOT = Path(__file__).resolve().parents[1]
+ARGUMENT = "model=mobilenet_v1,dataset=digits"
+# 44 steps of 16 images of 8 × 8 pixels, with all that is random switched on.
+FIELDS = {
+    "model.alpha": 0.25,
+    "model.shallow": True,
+    "model.dropout": 0.3,
+    "beta": 0.25,
+    "batch_size": 16,
+    "eval_batch_size": 64,
+    "epochs": 0.5,
+    "log_every": 3,
+    "eval_every": 0.25,  # 22 steps
+    "checkpoint_every": 0.05,  # 4 steps
+    "augment.mixup": 0.2,
+    "augment.erasing": 0.2,
+    "schedule.warmup_epochs": 0.1,
+    "dataset.eval_split": "test[:100]",
+}
+
+
+def config(**fields):
+    """Returns the config, `fields` set; "__" stands for ".", as in model__alpha=0.5."""
+    result = default.get_config(ARGUMENT)
+    for name, value in {**FIELDS, **_dotted(fields)}.items():
+        section, _, leaf = name.rpartition(".")
+        (result[section] if section else result)[leaf] = value
+    return result
+
+
+def flags(workdir, **fields):
+    """Returns the same as arguments of the command line."""
+    named = {**FIELDS, **_dotted(fields)}
+    return [
+        f"--config={ROOT}/configs/default.py:{ARGUMENT}",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in named.items()),
+    ]
+
+
+def _dotted(fields):
+    return {name.replace("__", "."): value for name, value in fields.items()}
+
+
+def small_model(config, num_classes):
+    """Stands in for `train.build_model`: the network's first block only, which compiles fast."""
+    spec = _build_model(config, num_classes).spec
+    return MobileNet(dataclasses.replace(spec, blocks=spec.blocks[:1]), DTYPES[config.model.dtype])
+
+
+_build_model = train.build_model  # before a test replaces it
+
+
+class Training:
+    """A training in a process of its own, which leads a session of its own."""
+
+    def __init__(self, workdir, environment, *arguments, **fields):
+        self.log = Path(f"{workdir}.log")
+        self.start = self.log.stat().st_size if self.log.exists() else 0
+        self.shared = shared_memory()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mobilenets_jax.main", *flags(workdir, **fields), *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def output(self):
+        """What it has printed."""
+        return self.log.read_bytes()[self.start :].decode()
+
+    def step(self):
+        """The last step that it has reported."""
+        steps = [line for line in self.output().splitlines() if line.startswith("step ")]
+        return int(steps[-1].split()[1].partition("/")[0].rstrip(":")) if steps else 0
+
+    def wait_until(self, condition, seconds=300):
+        """Waits for `condition()`; False if the process ends before."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.002)
+        return True
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def end(self, seconds=300):
+        """Waits for the end; checks that no process and no shared memory stays; returns the code."""
+        try:
+            code = self.process.wait(seconds)
+        finally:
+            self.process.kill()
+        end = time.monotonic() + 30
+        while left := session(self.process.pid):
+            assert time.monotonic() < end, f"processes {left} are left behind"
+            time.sleep(0.05)
+        # Other programs' blocks come and go, so only those seen now have to go.
+        mine = shared_memory() - self.shared
+        while left := mine & shared_memory():
+            assert time.monotonic() < end, f"shared memory {left} is left behind"
+            time.sleep(0.05)
+        return code
+
+
+def environment(cache, devices=1):
+    """Variables for a training on fake CPU devices; compiled programs are kept in `cache`."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def session(leader):
+    """Returns the command lines of the processes in a session, by process number."""
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found[int(directory.name)] = (directory / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def shared_memory():
+    """Returns the names of all blocks of shared memory, semaphores included."""
+    return set(os.listdir("/dev/shm"))
+
+
+def saving(workdir):
+    """Whether a checkpoint is being written."""
+    return any("tmp" in path.name for path in (Path(workdir) / "checkpoints").glob("*"))
+
+
+def arrays(workdir, config, step=None):
+    """Returns every array of a checkpoint by its path, with the metadata."""
+    experiment = train.build(config)
+    template = jax.eval_shape(
+        lambda: init_state(
+            experiment.model, experiment.optimizer, experiment.resolution, jax.random.key(0)
+        )
+    )
+    with checkpoint.open_manager(workdir, read_only=True) as manager:
+        state, meta = checkpoint.restore(manager, template, step)
+    return named(state), meta
+
+
+def named(tree):
+    """Returns an own copy of every array of a tree, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(keys): np.array(leaf) for keys, leaf in leaves}
+
+
+def assert_same_bits(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype, name
+        assert actual[name].shape == value.shape, name
+        assert actual[name].tobytes() == value.tobytes(), name
+
+
+def metrics(workdir):
+    """Returns the lines of metrics.jsonl without the speed."""
+    lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").open()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def result(workdir):
+    """Returns what does not depend on time or on where data are read from and by whom."""
+    values = json.loads((Path(workdir) / "result.json").read_text())
+    values = {k: v for k, v in values.items() if k not in ("train_seconds", "images_per_second")}
+    return {**values, "config": config_lib.identity(values["config"])}
