@@ -44,7 +44,7 @@ def parse_arg(arg: str, **defaults: str) -> dict[str, str]:
 
 
 def base(model: str, dataset: str) -> ConfigDict:
-    """Every field that there is, at the value that does least."""
+    """Every field that there is, at the value that does least; locked."""
     return ConfigDict(
         {
             "seed": 0,
@@ -134,7 +134,7 @@ def base(model: str, dataset: str) -> ConfigDict:
                 "decay_epochs": 1.0,
             },
         }
-    )
+    ).lock()
 
 
 def small_images(config: ConfigDict) -> None:
@@ -152,7 +152,7 @@ def digits(config: ConfigDict) -> None:
     config.dataset.num_classes = 10
     config.model.drop_strides = 1
     config.batch_size = 32
-    config.epochs = 10.0
+    config.epochs = 8.0
     config.eval_every = 2.0
     config.checkpoint_every = 2.0
     config.log_every = 40
@@ -165,11 +165,11 @@ def fashion_mnist(config: ConfigDict) -> None:
     small_images(config)
     config.dataset.num_classes = 10
     config.model.drop_strides = 1
-    config.batch_size = 128
-    config.epochs = 5.0
+    config.batch_size = 64
+    config.epochs = 3.0
     config.ema_decay = 0.995
     config.augment.update(crop="pad", padding=2, flip=True)
-    config.schedule.update(learning_rate=0.2, warmup_epochs=0.5)
+    config.schedule.update(learning_rate=0.05, warmup_epochs=0.2)
 
 
 def cifar10(config: ConfigDict) -> None:
@@ -261,4 +261,4 @@ def build(model: str, dataset: str, recipe: str) -> ConfigDict:
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the locked config for `arg`, see the module's docstring."""
     values = parse_arg(arg, model="mobilenet_v2", dataset="digits", recipe="default")
-    return build(**values).lock()
+    return build(**values)

@@ -46,4 +46,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default.build("mobilenet_v1", **values)
     if values["dataset"] == "imagenet2012" and values["recipe"] == "default":
         imagenet(config)
-    return config.lock()
+    return config

@@ -56,4 +56,4 @@ def get_config(arg: str = "") -> ConfigDict:
             imagenet(config)
         else:
             config.epochs = 2000.0  # twice those of the default recipe, as elsewhere
-    return config.lock()
+    return config

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
+from mobilenets_jax.augment import CROPS, INTERPOLATIONS
 from mobilenets_jax.errors import InputError, choose, nearest
 from mobilenets_jax.optim import OPTIMIZER_KEYS, SCHEDULE_KEYS
 from mobilenets_jax.switches import build_spec
-
-CROPS = ("none", "pad", "random_resized")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area")
 
 
 class Field(NamedTuple):
@@ -25,7 +24,7 @@ class Field(NamedTuple):
 
     Attributes:
         kind: bool, int, float, str, or tuple: three numbers, of R, G and B.
-        least: smallest number; None: no bound, here and below.
+        least: smallest number.
         most: largest number.
         above: every number is larger.
         below: every number is smaller.
@@ -33,10 +32,10 @@ class Field(NamedTuple):
     """
 
     kind: type
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
     optional: bool = False
 
     def __str__(self) -> str:
@@ -48,93 +47,64 @@ class Field(NamedTuple):
             str: "a string",
             tuple: "three numbers such as (127.5, 127.5, 127.5)",
         }
-        bounds = (
-            ("from", self.least),
-            ("above", self.above),
-            ("to" if self.least is not None else "and at most", self.most),
-            ("and below", self.below),
+        bounds = {
+            " from": self.least,
+            " above": self.above,
+            " to" if self.least > -math.inf else " and at most": self.most,
+            " and below": self.below,
+        }
+        words = [f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound)]
+        return kinds[self.kind] + "".join(words) + (", or None" if self.optional else "")
+
+    def fits(self, value: Any) -> bool:
+        """Says whether it may be `value`."""
+        if value is None:
+            return self.optional
+        if self.kind is tuple:
+            number = self._replace(kind=float)
+            return isinstance(value, list | tuple) and [*map(number.fits, value)] == [True] * 3
+        if isinstance(value, bool) or self.kind in (bool, str):
+            return type(value) is self.kind
+        return (
+            isinstance(value, int if self.kind is int else int | float)
+            and self.least <= value <= self.most
+            and self.above < value < self.below
         )
-        words = [
-            kinds[self.kind],
-            *(f"{word} {bound}" for word, bound in bounds if bound is not None),
-        ]
-        return " ".join(words) + (", or None" if self.optional else "")
 
 
-# Every field that a config has. `optim` and `specs` bound the numbers that they alone read.
-FIELDS: dict[str, Field] = {
-    "seed": Field(int, least=0, most=2**31 - 1),
-    "resolution": Field(int, least=1),
-    "beta": Field(float, above=0, most=16),
-    "batch_size": Field(int, least=1),
-    "eval_batch_size": Field(int, least=1),
-    "epochs": Field(float, above=0, most=1_000_000),
-    "label_smoothing": Field(float, least=0, below=1),
-    "ema_decay": Field(float, least=0, below=1),
-    "log_every": Field(int, least=1),
-    "eval_every": Field(float, above=0, most=1_000_000),
-    "checkpoint_every": Field(float, above=0, most=1_000_000),
-    "distributed": Field(bool),
-    "model.name": Field(str),
-    "model.alpha": Field(float, above=0, most=100),
-    "model.activation": Field(str, optional=True),
-    "model.activation_everywhere": Field(bool),
-    "model.rule": Field(str),
-    "model.standard_conv": Field(bool, optional=True),
-    "model.linear_bottleneck": Field(bool, optional=True),
-    "model.residual": Field(str, optional=True),
-    "model.shortcut": Field(str, optional=True),
-    "model.se": Field(bool, optional=True),
-    "model.hswish_from": Field(int, optional=True),
-    "model.last_stage": Field(str, optional=True),
-    "model.stem": Field(int, optional=True),
-    "model.shallow": Field(bool, optional=True),
-    "model.drop_strides": Field(int, least=0),
-    "model.padding": Field(str, optional=True),
-    "model.bn_momentum": Field(float, optional=True),
-    "model.bn_epsilon": Field(float, optional=True),
-    "model.dropout": Field(float, optional=True),
-    "model.se_gate": Field(str, optional=True),
-    "model.dtype": Field(str),
-    "dataset.name": Field(str),
-    "dataset.num_classes": Field(int, least=1, optional=True),
-    "dataset.data_dir": Field(str, optional=True),
-    "dataset.manual_dir": Field(str, optional=True),
-    "dataset.train_split": Field(str),
-    "dataset.eval_split": Field(str),
-    "dataset.workers": Field(int, least=0, most=1024),
-    "augment.crop": Field(str),
-    "augment.padding": Field(int, least=0),
-    "augment.min_area": Field(float, above=0, most=1),
-    "augment.rotate": Field(float, least=0, most=180),
-    "augment.flip": Field(bool),
-    "augment.brightness": Field(float, least=0, most=1),
-    "augment.saturation": Field(float, least=0, most=1),
-    "augment.randaugment": Field(int, least=0),
-    "augment.magnitude": Field(float, least=0, most=10),
-    "augment.erasing": Field(float, least=0, most=1),
-    "augment.mixup": Field(float, least=0),
-    "augment.cutmix": Field(float, least=0),
-    "preprocess.mean": Field(tuple),
-    "preprocess.std": Field(tuple, above=0),
-    "preprocess.crop_fraction": Field(float, above=0, most=1),
-    "preprocess.interpolation": Field(str),
-    "optimizer.name": Field(str),
-    "optimizer.momentum": Field(float),
-    "optimizer.nesterov": Field(bool),
-    "optimizer.decay": Field(float),
-    "optimizer.epsilon": Field(float),
-    "optimizer.b1": Field(float),
-    "optimizer.b2": Field(float),
-    "optimizer.weight_decay": Field(float, least=0),
-    "optimizer.weight_decay_depthwise": Field(bool),
-    "optimizer.clip_norm": Field(float, least=0),
-    "schedule.name": Field(str),
-    "schedule.learning_rate": Field(float),
-    "schedule.warmup_epochs": Field(float),
-    "schedule.decay_rate": Field(float),
-    "schedule.decay_epochs": Field(float),
+# What each field may be. `optim` and `specs` bound the numbers that they alone read.
+_FIELDS = {
+    Field(bool): "distributed model.activation_everywhere augment.flip optimizer.nesterov "
+    "optimizer.weight_decay_depthwise",
+    Field(bool, optional=True): "model.standard_conv model.linear_bottleneck model.se "
+    "model.shallow",
+    Field(str): "model.name model.rule model.dtype dataset.name dataset.train_split "
+    "dataset.eval_split augment.crop preprocess.interpolation optimizer.name schedule.name",
+    Field(str, optional=True): "model.activation model.residual model.shortcut model.last_stage "
+    "model.padding model.se_gate dataset.data_dir dataset.manual_dir",
+    Field(int, least=0, most=2**31 - 1): "seed",
+    Field(int, least=0, most=1024): "dataset.workers",
+    Field(int, least=0): "model.drop_strides augment.padding augment.randaugment",
+    Field(int, least=1): "resolution batch_size eval_batch_size log_every",
+    Field(int, least=1, optional=True): "dataset.num_classes",
+    Field(int, optional=True): "model.hswish_from model.stem",
+    Field(float): "optimizer.momentum optimizer.decay optimizer.epsilon optimizer.b1 optimizer.b2 "
+    "schedule.learning_rate schedule.warmup_epochs schedule.decay_rate schedule.decay_epochs",
+    Field(float, optional=True): "model.bn_momentum model.bn_epsilon model.dropout",
+    Field(float, above=0, most=16): "beta",
+    Field(float, above=0, most=100): "model.alpha",
+    Field(float, above=0, most=1_000_000): "epochs eval_every checkpoint_every",
+    Field(float, above=0, most=1): "augment.min_area preprocess.crop_fraction",
+    Field(float, least=0, most=180): "augment.rotate",
+    Field(float, least=0, most=10): "augment.magnitude",
+    Field(float, least=0, most=1): "augment.brightness augment.saturation augment.erasing",
+    Field(float, least=0, below=1): "label_smoothing ema_decay",
+    Field(float, least=0): "augment.mixup augment.cutmix optimizer.weight_decay "
+    "optimizer.clip_norm",
+    Field(tuple): "preprocess.mean",
+    Field(tuple, above=0): "preprocess.std",
 }
+FIELDS = {name: field for field, names in _FIELDS.items() for name in names.split()}
 # What an evaluation reads, as fields or whole sections; all else made the training what it is.
 _EVALUATED = (
     *("resolution", "beta", "eval_batch_size", "distributed"),
@@ -204,69 +174,14 @@ def check_name(name: str) -> None:
     """Checks that there is a field of that dotted name.
 
     Raises:
-        InputError: names the nearest field, or all of the section if none is near.
+        InputError: names the nearest field, or where all are if none is near.
     """
     if name in FIELDS:
         return
-    sections = list(dict.fromkeys(key.partition(".")[0] for key in FIELDS if "." in key))
-    if name in sections:
-        fields = ", ".join(key for key in FIELDS if key.startswith(f"{name}."))
-        raise InputError(f"'{name}' is a section of the config: set one of {fields}.")
-    section, _, leaf = name.rpartition(".")
-    there = [key.removeprefix(f"{section}.") for key in FIELDS if key.startswith(f"{section}.")]
-    same = [key for key in FIELDS if key.rpartition(".")[2] == leaf]
-    if len(same) == 1:
-        hint = f" Did you mean '{same[0]}'?"
-    elif there:  # compared without what they have in common, the section
-        hint = nearest(leaf, there).replace("'", f"'{section}.", 1)
-        hint = hint or f" {section} has the fields: {', '.join(there)}."
-    else:
-        names = [*(key for key in FIELDS if "." not in key), *(f"{key}.…" for key in sections)]
-        hint = nearest(name, FIELDS) or f" Choose one of: {', '.join(names)}."
-    raise InputError(f"Unknown config field '{name}'.{hint}")
-
-
-def parse_value(name: str, text: str) -> Any:
-    """Reads a field's value as a command line writes it; "none" or "None" is an optional's None.
-
-    Raises:
-        InputError: for an unknown field, or a text that is not of the field's type.
-    """
-    check_name(name)
-    field = FIELDS[name]
-    # model.shortcut=none is a network without shortcuts; model.shortcut=None is the paper's own.
-    if field.optional and text in ("None", "none") and (name, text) != ("model.shortcut", "none"):
-        return None
-    try:
-        if field.kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if field.kind is tuple:
-            return tuple(float(number) for number in text.strip(" ()[]").split(","))
-        return field.kind(text)
-    except (ValueError, KeyError):
-        raise InputError(f"{name} must be {field}, not '{text}'.") from None
-
-
-def _is_right(field: Field, value: Any) -> bool:
-    """Says whether a value is what its field may be."""
-    if value is None:
-        return field.optional
-    if field.kind is tuple:
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == 3
-            and all(_is_right(field._replace(kind=float), number) for number in value)
-        )
-    if field.kind in (bool, str):
-        return isinstance(value, field.kind)
-    return (
-        isinstance(value, int if field.kind is int else int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (field.least is None or value >= field.least)
-        and (field.most is None or value <= field.most)
-        and (field.above is None or value > field.above)
-        and (field.below is None or value < field.below)
+    same = [key for key in FIELDS if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    hint = f" Did you mean '{same[0]}'?" if len(same) == 1 else nearest(name, FIELDS)
+    raise InputError(
+        f"Unknown config field '{name}'.{hint or ' Choose one of those in configs/default.py.'}"
     )
 
 
@@ -276,14 +191,13 @@ def check_names(config: ConfigDict) -> None:
     Raises:
         InputError: names the first that is missing or too much.
     """
-    names = [name for name, _ in flatten(config)]
+    names = dict(flatten(config))
     for name in names:
         check_name(name)
-    for name in FIELDS:
-        if name not in names:
-            raise InputError(
-                f"The config has no field '{name}': build it on configs/default.py, which has all."
-            )
+    for name in sorted(FIELDS.keys() - names.keys()):
+        raise InputError(
+            f"The config has no field '{name}': build it on configs/default.py, which has all."
+        )
 
 
 def check(config: ConfigDict, overrides: Iterable[str] = ()) -> None:
@@ -298,7 +212,7 @@ def check(config: ConfigDict, overrides: Iterable[str] = ()) -> None:
     """
     check_names(config)
     for name, value in flatten(config):
-        if not _is_right(FIELDS[name], value):
+        if not FIELDS[name].fits(value):
             raise InputError(f"{name} must be {FIELDS[name]}, not {value!r}.")
     effective_resolution(config.resolution, config.beta)
     choose("augment.crop", config.augment.crop, CROPS)
@@ -324,40 +238,32 @@ def _check_used(config: ConfigDict, key: str) -> None:
     spec = build_spec(**switches)
     before = build_spec(**{**switches, "activation": None, "activation_everywhere": False})
     linear = any(block.projection_activation == "linear" for block in before.blocks)
+    everywhere, replaced = model.activation_everywhere, model.activation is not None
+    folder = dataset.name == "image_folder"
+    manual = ("fashion_mnist", "imagenet2012", "image_folder")
+    # What a field needs in order to be read, and whether that is so.
     needs = {
-        "augment.padding": (augment.crop == "pad", "augment.crop=pad"),
-        "augment.min_area": (augment.crop == "random_resized", "augment.crop=random_resized"),
-        "augment.magnitude": (augment.randaugment > 0, "augment.randaugment above 0"),
-        "augment.saturation": (
-            dataset.name not in ("digits", "fashion_mnist"),
-            "images in colour",
-        ),
-        "dataset.manual_dir": (
-            dataset.name in ("fashion_mnist", "imagenet2012", "image_folder"),
-            "dataset.name=fashion_mnist, imagenet2012 or image_folder",
-        ),
-        "dataset.data_dir": (
-            dataset.name != "image_folder" or not dataset.manual_dir,
-            "dataset.manual_dir=None, which is the folder otherwise",
-        ),
+        "augment.padding": ("augment.crop=pad", augment.crop == "pad"),
+        "augment.min_area": ("augment.crop=random_resized", augment.crop == "random_resized"),
+        "augment.magnitude": ("augment.randaugment above 0", augment.randaugment > 0),
+        "augment.saturation": ("images in colour", dataset.name not in ("digits", "fashion_mnist")),
+        "dataset.manual_dir": (f"dataset.name={' or '.join(manual)}", dataset.name in manual),
+        "dataset.data_dir": ("dataset.manual_dir=None", not (folder and dataset.manual_dir)),
         "optimizer.weight_decay_depthwise": (
-            config.optimizer.weight_decay > 0 and not model.standard_conv,
             "optimizer.weight_decay above 0 and depthwise convolutions",
+            config.optimizer.weight_decay > 0 and not model.standard_conv,
         ),
         "model.activation_everywhere": (
-            model.activation is not None and linear,
-            "model.activation, e.g. relu6, and linear bottlenecks",
+            "model.activation and linear bottlenecks",
+            linear and replaced,
         ),
-        "model.linear_bottleneck": (
-            not model.activation_everywhere,
-            "model.activation_everywhere=False",
-        ),
-        "model.hswish_from": (model.activation is None, "model.activation=None"),
-        "model.se_gate": (any(b.se for b in spec.blocks), "squeeze-and-excite, model.se=True"),
-        "model.residual": (spec.family != "v1", "bottlenecks, V2's or V3's"),
-        "model.shallow": (spec.family == "v1", "model.name=mobilenet_v1"),
+        "model.linear_bottleneck": ("model.activation_everywhere=False", not everywhere),
+        "model.hswish_from": ("model.activation=None", not replaced),
+        "model.se_gate": ("squeeze-and-excite, model.se=True", any(b.se for b in spec.blocks)),
+        "model.residual": ("bottlenecks, V2's or V3's", spec.family != "v1"),
+        "model.shallow": ("model.name=mobilenet_v1", spec.family == "v1"),
     }
-    used, condition = needs.get(key, (True, ""))
+    condition, used = needs.get(key, ("", True))
     if not used:
         raise InputError(f"{key} is set but not used: it needs {condition}.")
 
@@ -374,24 +280,30 @@ def read(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        check_names(ConfigDict(config))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"There is no {path}: give the --workdir of a training that was started."
         ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): put the training's config.json back."
-        ) from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a config: put the training's config.json back.")
-    try:
-        check_names(ConfigDict(config))
-    except InputError as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} is not a config of this version ({str(error).rstrip('.')}): choose another "
             "--workdir."
         ) from error
     return config
+
+
+def restore(config: Mapping[str, Any], section: str = "") -> ConfigDict:
+    """Returns a plain config, or a section of it, with the types that flags set fields by."""
+
+    def typed(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return restore(value, f"{name}.")
+        if value is None:
+            return placeholder(FIELDS[name].kind)
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict({key: typed(section + key, value) for key, value in config.items()})
 
 
 def for_evaluation(

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import struct
+import sys
 import tarfile
 import urllib.request
 import zlib
@@ -304,6 +305,7 @@ def _prepare(builder_class: Any, root: Path, find: Callable[[], Path] | None = N
                 with contextlib.ExitStack() as stack:
                     if find is None:  # a second's work needs no report
                         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                    if find is None or not sys.stderr.isatty():
                         tfds.disable_progress_bar()
                         stack.callback(tfds.enable_progress_bar)
                     builder.download_and_prepare(

@@ -5,24 +5,21 @@
 Any field of the config can be set: --config.model.alpha=0.75 --config.beta=0.714. A field that may
 be None, as model.activation, takes None for the paper's own.
 
-Owns flags, config files, the workdir's default name and exit codes; the only place that touches
-flags. Exit codes: 0 done, 1 the loss diverged, 2 bad input, 143 stopped by SIGTERM with the state
-saved.
+Owns flags, the workdir's default name and exit codes; the only place that touches flags. Exit
+codes: 0 done, 1 the loss diverged, 2 bad input, 143 stopped by SIGTERM with the state saved.
 """
 
 import hashlib
-import importlib.machinery
-import importlib.util
 import json
 import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError, choose, nearest
@@ -69,41 +66,22 @@ def _define_flags() -> flags.FlagValues:
     return values
 
 
-def _take_fields(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.field=value`, `--config.field value` and booleans' short forms from `argv`.
+class _OrNone(flags.ArgumentParser):
+    """Reads None, for fields that may be None, and anything else as its parser does."""
 
-    Returns:
-        The other arguments, and the last text given for each field.
+    def __init__(self, parser: flags.ArgumentParser):
+        self.parser = parser
 
-    Raises:
-        InputError: for an unknown field, or one without a value.
-    """
-    rest: list[str] = []
-    texts: dict[str, str] = {}
-    waiting = list(argv)
-    while waiting:
-        arg = waiting.pop(0)
-        match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", arg, re.DOTALL)
-        if arg == "--" or match is None:
-            rest.append(arg)
-            if arg == "--":
-                return rest + waiting, texts
-            continue
-        negated, name, text = match.groups()
-        config_lib.check_name(name)
-        is_switch = config_lib.FIELDS[name].kind is bool
-        if negated and (text is not None or not is_switch):
-            raise InputError(f"Unknown flag '{arg}': set the field by --config.{name}=value.")
-        if negated:
-            text = "false"
-        elif text is None and waiting and not waiting[0].startswith("--"):
-            text = waiting.pop(0)
-        elif text is None and is_switch:
-            text = "true"
-        elif text is None:
-            raise InputError(f"--config.{name} has no value: give --config.{name}=value.")
-        texts[name] = text
-    return rest, texts
+    def parse(self, argument: Any) -> Any:
+        return None if argument in ("None", "none") else self.parser.parse(argument)
+
+
+for _kind, _parser in (
+    (bool, flags.BooleanParser()),
+    (int, flags.IntegerParser()),
+    (float, flags.FloatParser()),
+):
+    config_flags.register_flag_parser_for_type(_kind, _OrNone(_parser))
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -112,99 +90,104 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         InputError: for an unknown flag, config argument, field or value.
     """
-    rest, texts = _take_fields(argv)
-    values = _define_flags()
+    values, fields = _define_flags(), flags.FlagValues()
+    rest = _take_flags(values, argv, known_only=True)
+    if values.help:
+        return Options(values.mode, None, [], None, f"{__doc__}\n{values.main_module_help()}")
+    choose("mode", values.mode, MODES)
+    workdir = Path(values.workdir).expanduser() if values.workdir else None
+    names = [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in rest) if m]
+    for name in names:
+        config_lib.check_name(name)
+    if values.config is not None:
+        _load(values.config, fields, rest)
+    elif values.mode == "eval" and workdir is not None:
+        config = config_lib.restore(config_lib.read(workdir))
+        config_flags.DEFINE_config_dict("config", config, flag_values=fields, sys_argv=rest)
+    elif names:
+        raise InputError("Fields are set, but no config is: give e.g. --config=configs/v2.py too.")
+    if extra := _take_flags(fields, rest)[1:]:
+        raise InputError(
+            f"Unknown argument '{extra[0]}': give --config=FILE.py, or --config.field=value."
+        )
+    if "config" not in fields:
+        return Options(values.mode, None, [], workdir, "")
+    config, overrides = fields.config, config_flags.get_override_values(fields["config"])
+    for name, value in overrides.items():
+        # model.shortcut=none is a network without shortcuts, =None the paper's own.
+        is_none = value == "None" or (value == "none" and name != "model.shortcut")
+        if is_none and config_lib.FIELDS[name].optional:
+            config.update_from_flattened_dict({name: None})
+    return Options(values.mode, config, list(overrides), workdir, "")
+
+
+def _take_flags(
+    values: flags.FlagValues, argv: Sequence[str], known_only: bool = False
+) -> list[str]:
+    """Sets `values` from a command line and returns what is left of it.
+
+    Raises:
+        InputError: for a bad value, or without `known_only` for an unknown flag.
+    """
+    values.set_gnu_getopt()  # flags may follow other arguments
     try:
-        extra = values(rest)[1:]
+        return values(list(argv), known_only)
     except flags.UnrecognizedFlagError as error:
         name, known = f"--{error.flagname}", ("--config", "--workdir", "--mode", "--help")
         raise InputError(
             f"Unknown flag '{name}'.{nearest(name, known)} Choose one of: {', '.join(known)}, or "
             "--config.field=value."
         ) from error
-    except flags.Error as error:
-        raise InputError(
-            f"{_first_line(error).removeprefix('ERROR:: ')}: give every flag as --flag=value."
-        ) from error
-    if extra:
-        name = extra[0].lstrip("-").partition("=")[0]
-        is_file = name.partition(":")[0].endswith(".py")
-        mend = f"--config={extra[0]}" if is_file else "--flag=value"
-        if name.removeprefix("config.") in config_lib.FIELDS:
-            mend = f"--config.{name.removeprefix('config.')}=value"
-        raise InputError(f"Unknown argument '{extra[0]}': give {mend}.")
-    if values.help:
-        return Options(values.mode, None, [], None, f"{__doc__}\n{values.main_module_help()}")
-    choose("mode", values.mode, MODES)
-    workdir = Path(values.workdir).expanduser() if values.workdir else None
-    if values.config is not None:
-        config = load(values.config)
-    elif values.mode == "eval" and workdir is not None:
-        config = ConfigDict(config_lib.read(workdir))
-        config_lib.check(config)
-    elif texts:
-        raise InputError("Fields are set, but no config is: give e.g. --config=configs/v2.py too.")
-    else:
-        return Options(values.mode, None, [], workdir, "")
-    for name, text in texts.items():
-        section, _, leaf = name.rpartition(".")
-        (config[section] if section else config)[leaf] = config_lib.parse_value(name, text)
-    return Options(values.mode, config, list(texts), workdir, "")
+    except (flags.Error, ValueError) as error:
+        if match := re.match(r"flag --config\.([^=]+)=(.*?): ", str(error), re.DOTALL):
+            name, value = match.groups()
+            raise InputError(f"{name} must be {config_lib.FIELDS[name]}, not '{value}'.") from error
+        raise InputError(f"{_first_line(error)}: give every flag as --flag=value.") from error
 
 
-def load(text: str) -> ConfigDict:
-    """Runs a config file's `get_config`.
-
-    Args:
-        text: path to the file, or path:argument.
-
-    Returns:
-        The config, locked, with every field that there is.
+def _load(file: str, fields: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Defines the flag "config", from a file path or path:argument, and those of the fields set.
 
     Raises:
         InputError: if there is no such file, or it fails, or what it returns is not a config.
     """
-    path, colon, argument = text.partition(":")
+    path = file.partition(":")[0]
     if not Path(path).is_file():
         files = (str(file) for file in Path(path).parent.glob("*.py"))
         raise InputError(
             f"There is no config file '{path}'.{nearest(path, files)} Give e.g. "
             "--config=configs/v2.py."
         )
-    loader = importlib.machinery.SourceFileLoader("config_file", path)
-    spec = importlib.util.spec_from_loader("config_file", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError(f"The config file {path} has no function get_config: define it.")
-        config = module.get_config(argument) if colon else module.get_config()
-    except InputError:
-        raise
-    except SyntaxError as error:
-        raise InputError(
-            f"The config file {error.filename or path} has a syntax error in line {error.lineno} "
-            f"({error.msg}): correct it."
-        ) from error
-    except Exception as error:
+
+    def lines(error: BaseException) -> list[int | None]:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [f" in line {frame.lineno}" for frame in frames if frame.filename == path]
+        return [frame.lineno for frame in frames if frame.filename == path]
+
+    try:
+        config_flags.DEFINE_config_file("config", file, flag_values=fields, sys_argv=argv)
+        config = fields["config"].value
+        if not isinstance(config, ConfigDict):
+            getattr(config, "keys", None)  # raises what kept the file from being read
+            raise TypeError(f"get_config returned a {type(config).__name__}, not a ConfigDict")
+    except Exception as error:
+        chain: list[BaseException] = [error]
+        while inner := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(inner)
+        # config_flags wraps what the file raises.
+        raised = next((error for error in chain if lines(error)), chain[-1])
+        if isinstance(raised, InputError):
+            raise raised from None
+        line = f" in line {lines(raised)[-1]}" if lines(raised) else ""
         raise InputError(
-            f"The config file {path} failed{lines[-1] if lines else ''} ({type(error).__name__}: "
-            f"{_first_line(error)}): correct it."
+            f"The config file {path} failed{line} ({type(raised).__name__}: "
+            f"{_first_line(raised)}): correct it."
         ) from error
-    if not isinstance(config, ConfigDict):
-        raise InputError(
-            f"get_config in {path} must return a ConfigDict, not {type(config).__name__}."
-        )
-    config_lib.check_names(config)
-    return config.lock()
 
 
 def _first_line(error: BaseException) -> str:
     """What an error says, without the whole config that ml_collections adds to it."""
-    text, config, _ = (str(error.args[0]) if error.args else "").partition(" Other fields present")
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text, config, _ = str(text).partition(" Other fields present")
     return (text.removeprefix("'") if config else text).partition("\n")[0].rstrip(" .")
 
 

@@ -18,10 +18,8 @@ def pads(size, kernel, strides, padding):
         return (kernel - 1) // 2, (kernel - 1) // 2
     if padding == "bottom_right" and strides == 2:
         return kernel // 2 - 1, kernel // 2
-    if size % strides == 0:
-        total = max(kernel - strides, 0)
-    else:
-        total = max(kernel - size % strides, 0)
+    last = size % strides or strides
+    total = max(kernel - last, 0)
     return total // 2, total - total // 2
 
 

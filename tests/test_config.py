@@ -147,7 +147,7 @@ def test_bounds(name):
         (field.most, 1, True),
         (field.below, 1, False),
     ):
-        if bound is not None:
+        if np.isfinite(bound):
             beyond = bound + sign * (step if field.kind is int else max(step, abs(bound) * step))
             (inside if included else outside).append(bound)
             outside.append(beyond)
@@ -155,7 +155,7 @@ def test_bounds(name):
     for values, right in ((inside, True), (outside, False)):
         for number in values:
             value = (1.0, 1.0, float(number)) if field.kind is tuple else number
-            assert config_lib._is_right(field, value) is right, (name, value)
+            assert field.fits(value) is right, (name, value)
 
 
 def test_messages_say_the_range():
@@ -183,14 +183,9 @@ def test_messages_say_the_range():
         ("model.hswish", "Did you mean 'model.hswish_from'?"),
         ("lable_smoothing", "Did you mean 'label_smoothing'?"),
         ("learning_rate", "Did you mean 'schedule.learning_rate'?"),
-        ("optimizer.lerning_rate", "optimizer has the fields: name, momentum, nesterov, decay, "
-         "epsilon, b1, b2, weight_decay, weight_decay_depthwise, clip_norm."),
         ("seed.x", "Did you mean 'seed'?"),
-        ("dataset.zzzz", "dataset has the fields: name, num_classes, data_dir, manual_dir, "
-         "train_split, eval_split, workers."),
-        ("lr", "Choose one of: seed, resolution, beta, batch_size, eval_batch_size, epochs, "
-         "label_smoothing, ema_decay, log_every, eval_every, checkpoint_every, distributed, "
-         "model.…, dataset.…, augment.…, preprocess.…, optimizer.…, schedule.…."),
+        ("schedule", "Did you mean 'schedule.name'?"),
+        ("lr", "Choose one of those in configs/default.py."),
     ],
 )  # fmt: skip
 def test_an_unknown_field_names_the_nearest(name, hint):
@@ -199,82 +194,19 @@ def test_an_unknown_field_names_the_nearest(name, hint):
     assert str(caught.value) == f"Unknown config field '{name}'. {hint}"
 
 
-def test_a_section_is_not_a_field():
-    with pytest.raises(InputError) as caught:
-        config_lib.check_name("schedule")
-    assert str(caught.value) == (
-        "'schedule' is a section of the config: set one of schedule.name, schedule.learning_rate, "
-        "schedule.warmup_epochs, schedule.decay_rate, schedule.decay_epochs."
-    )
-
-
 def test_a_config_with_a_field_too_much_or_too_few():
     config = build()
-    config.augment.zoom = 0.5
+    with config.unlocked():
+        config.augment.zoom = 0.5
     assert refusal(config).startswith("Unknown config field 'augment.zoom'.")
-    config = build()
+    config = build().unlock()
     del config.preprocess["std"]
     assert refusal(config) == (
         "The config has no field 'preprocess.std': build it on configs/default.py, which has all."
     )
-    config = build()
+    config = build().unlock()
     del config["optimizer"]
-    assert refusal(config).startswith("The config has no field 'optimizer.name':")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("model.alpha", "0.5", 0.5),
-        ("model.alpha", "1", 1.0),
-        ("schedule.learning_rate", "1e-3", 1e-3),
-        ("seed", "7", 7),
-        ("augment.flip", "true", True),
-        ("augment.flip", "False", False),
-        ("augment.flip", "1", True),
-        ("augment.flip", "0", False),
-        ("preprocess.mean", "(1,2.5,3)", (1.0, 2.5, 3.0)),
-        ("preprocess.mean", "[1, 2, 3]", (1.0, 2.0, 3.0)),
-        ("preprocess.mean", "1,2,3", (1.0, 2.0, 3.0)),
-        ("dataset.train_split", "train[:90%]", "train[:90%]"),
-        ("dataset.data_dir", "/a=b", "/a=b"),
-        # None is an optional's own; other strings may be called "none".
-        ("model.activation", "None", None),
-        ("model.activation", "none", None),
-        ("model.se", "none", None),
-        ("model.stem", "None", None),
-        ("model.bn_momentum", "none", None),
-        ("dataset.num_classes", "None", None),
-        ("model.shortcut", "None", None),
-        ("model.shortcut", "none", "none"),
-        ("augment.crop", "none", "none"),
-    ],
-)
-def test_parse_value(name, text, value):
-    parsed = config_lib.parse_value(name, text)
-    assert parsed == value
-    assert type(parsed) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("model.alpha", "abc"),
-        ("model.alpha", ""),
-        ("model.alpha", "None"),
-        ("seed", "1.5"),
-        ("seed", "none"),
-        ("augment.flip", "maybe"),
-        ("augment.flip", "None"),
-        ("model.se", "maybe"),
-        ("preprocess.mean", "(1,2,x)"),
-        ("preprocess.mean", ""),
-    ],
-)
-def test_parse_value_refuses(name, text):
-    with pytest.raises(InputError) as caught:
-        config_lib.parse_value(name, text)
-    assert str(caught.value) == f"{name} must be {config_lib.FIELDS[name]}, not '{text}'."
+    assert refusal(config).startswith("The config has no field 'optimizer.b1':")
 
 
 @pytest.mark.parametrize(
@@ -289,11 +221,6 @@ def test_parse_value_refuses(name, text):
 def test_an_unknown_choice_names_the_nearest(name, value, nearest):
     message = refusal(build(**{name.replace(".", "__"): value}))
     assert message.startswith(f"Unknown {name} '{value}'. Did you mean '{nearest}'? Choose one of:")
-
-
-def test_choices_are_those_of_the_modules_that_read_them():
-    assert set(config_lib.CROPS) == set(augment.CROPS)
-    assert set(config_lib.INTERPOLATIONS) == set(augment.INTERPOLATIONS)
 
 
 # Every field is read ------------------------------------------------------------------------------
@@ -407,6 +334,7 @@ def test_a_field_that_nothing_reads_is_found(monkeypatch, tmp_path):
         monkeypatch.setitem(config_lib.FIELDS, name, config_lib.Field(int))
 
     def change(config):
+        config.unlock()
         for section in sections:
             (config[section.rstrip(".")] if section else config)["useless"] = 1
 
@@ -417,7 +345,7 @@ def test_a_field_that_nothing_reads_is_found(monkeypatch, tmp_path):
 def test_a_useless_field_of_a_section_that_is_handed_on_is_refused(section, monkeypatch, tmp_path):
     monkeypatch.setitem(config_lib.FIELDS, f"{section}.useless", config_lib.Field(int))
     replace_what_is_slow(monkeypatch)
-    config = build("mobilenet_v3_small_minimalistic", batch_size=16, epochs=20.0)
+    config = build("mobilenet_v3_small_minimalistic", batch_size=16, epochs=20.0).unlock()
     config[section].useless = 1
     with pytest.raises(InputError, match=r"^Unknown (model switch|field of augment) 'useless'"):
         train.train(config, tmp_path)
@@ -581,13 +509,13 @@ def test_fields_of_another_schedule_are_refused(name):
             "dataset.manual_dir",
             {"dataset__name": "digits"},
             {"dataset__name": "image_folder"},
-            "dataset.name=fashion_mnist, imagenet2012 or image_folder",
+            "dataset.name=fashion_mnist or imagenet2012 or image_folder",
         ),
         (
             "dataset.data_dir",
             {"dataset__name": "image_folder", "dataset__manual_dir": "/photos"},
             {"dataset__name": "image_folder"},
-            "dataset.manual_dir=None, which is the folder otherwise",
+            "dataset.manual_dir=None",
         ),
         (
             "model.se_gate",
@@ -606,7 +534,7 @@ def test_fields_of_another_schedule_are_refused(name):
             "model.activation_everywhere",
             {},
             {"model__activation": "relu"},
-            "model.activation, e.g. relu6, and linear bottlenecks",
+            "model.activation and linear bottlenecks",
         ),
     ],
 )  # fmt: skip
@@ -699,10 +627,10 @@ def test_plain_is_what_json_gives_back():
 
 
 def test_difference_names_the_first_field():
-    old, new = config_lib.plain(build()), config_lib.plain(build(batch_size=32))
+    old, new = (config_lib.plain(build(batch_size=size)) for size in (64, 32))
     assert config_lib.difference(old, copy.deepcopy(old)) == ""
     assert config_lib.difference(old, new) == "batch_size is 64 there and 32 here"
-    new = config_lib.plain(build(model__activation="relu"))
+    new = config_lib.plain(build(batch_size=64, model__activation="relu"))
     assert config_lib.difference(old, new) == "model.activation is None there and 'relu' here"
 
 
@@ -755,11 +683,13 @@ def test_read_gives_back_what_was_stored(tmp_path):
     ("text", "message"),
     [
         (None, "There is no {path}: give the --workdir of a training that was started."),
-        ("{", "{path} cannot be read (Expecting property name enclosed in double quotes: line 1 "
-         "column 2 (char 1)): put the training's config.json back."),
-        ("[1]", "{path} is not a config: put the training's config.json back."),
-        ("{}", "{path} is not a config of this version (The config has no field 'seed': build it "
-         "on configs/default.py, which has all): choose another --workdir."),
+        ("{", "{path} is not a config of this version (Expecting property name enclosed in double "
+         "quotes: line 1 column 2 (char 1)): choose another --workdir."),
+        ("[1]", "{path} is not a config of this version ('list' object has no attribute 'items'): "
+         "choose another --workdir."),
+        ("{}", "{path} is not a config of this version (The config has no field "
+         "'augment.brightness': build it on configs/default.py, which has all): choose another "
+         "--workdir."),
     ],
 )  # fmt: skip
 def test_read_refuses(tmp_path, text, message):
@@ -769,6 +699,15 @@ def test_read_refuses(tmp_path, text, message):
     with pytest.raises(InputError) as caught:
         config_lib.read(tmp_path)
     assert str(caught.value) == message.format(path=path)
+
+
+def test_a_restored_config_is_the_one_stored_with_its_types():
+    config = build(model__activation="relu")
+    restored = config_lib.restore(config_lib.plain(config))
+    assert restored.to_dict() == config.to_dict()
+    for name, field in config_lib.FIELDS.items():
+        section, _, leaf = name.rpartition(".")
+        assert (restored[section] if section else restored).get_type(leaf) is field.kind, name
 
 
 def test_read_where_the_workdir_is_a_file(tmp_path):
@@ -788,7 +727,7 @@ def test_an_evaluation_keeps_the_training_and_takes_how_to_evaluate():
 
 
 def test_an_evaluation_refuses_what_only_a_training_reads():
-    trained = config_lib.plain(build())
+    trained = config_lib.plain(build(batch_size=64))
     same = build(epochs=trained["epochs"])
     config_lib.for_evaluation(trained, same, ["epochs"])
     with pytest.raises(InputError) as caught:

@@ -1,5 +1,6 @@
 """Counts equal the independent recount as integers, and the published figures as printed."""
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -261,7 +262,7 @@ def test_v1_shares():
 def test_layers_chain(name, resolution):
     found = costs.layers(build_spec(name, alpha=0.5, num_classes=7), resolution)
     assert found[0].input == (resolution, resolution, 3)
-    for layer, following in zip(found, found[1:], strict=False):
+    for layer, following in itertools.pairwise(found):
         assert layer.output == following.input
     assert found[-1].output == (1, 1, 7)
     assert len({layer.name for layer in found}) == len(found)
@@ -319,10 +320,8 @@ def test_summary():
     assert lines[0].split() == ["layer", "operator", "input", "output", "parameters", "MACs"]
     assert len(lines) == len(costs.layers(spec, 96)) + 4
     assert set(lines[1]) == set(lines[-2]) == {"-"}
-    assert lines[2].split() == ["stem", "conv", "3x3", "s2", "96x96x3", "48x48x16"] + [
-        f"{16 * 27 + 32}",
-        f"{48 * 48 * 16 * 27:,}",
-    ]
+    stem = f"stem conv 3x3 s2 96x96x3 48x48x16 {16 * 27 + 32} {48 * 48 * 16 * 27:,}"
+    assert lines[2].split() == stem.split()
     total = lines[-1].split()
     assert total == ["total", f"{costs.params(spec):,}", f"{costs.macs(spec, 96):,}"]
     assert max(map(len, lines)) < 100

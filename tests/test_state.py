@@ -4,12 +4,11 @@ import numpy as np
 import optax
 import tiny
 
-from mobilenets_jax.model import create_model
 from mobilenets_jax.state import init_state
 
 
 def make(seed=0, resolution=32):
-    model = create_model("mobilenet_v1", num_classes=10, alpha=0.25, shallow=True)
+    model = tiny.small_model(tiny.config(), 10)
     optimizer = optax.sgd(0.1, momentum=0.9)
     key = jax.random.key(seed)
     return model, optimizer, init_state(model, optimizer, resolution, key)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ FIELDS = {
     "checkpoint_every": 0.05,  # 4 steps
     "augment.mixup": 0.2,
     "augment.erasing": 0.2,
+    "schedule.learning_rate": 0.1,
     "schedule.warmup_epochs": 0.1,
     "dataset.eval_split": "test[:100]",
 }
@@ -80,7 +80,13 @@ class Training:
         self.shared = shared_memory()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mobilenets_jax.main", *flags(workdir, **fields), *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "mobilenets_jax.main",
+                    *flags(workdir, **fields),
+                    *arguments,
+                ],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
@@ -107,11 +113,16 @@ class Training:
             time.sleep(0.002)
         return True
 
+    def wait(self, seconds):
+        """Waits for some seconds; False if the process ends before."""
+        end = time.monotonic() + seconds
+        return self.wait_until(lambda: time.monotonic() >= end)
+
     def signal(self, number):
         self.process.send_signal(number)
 
     def end(self, seconds=300):
-        """Waits for the end; checks that no process and no shared memory stays; returns the code."""
+        """Waits for the end, after which no process or shared memory stays; returns the code."""
         try:
             code = self.process.wait(seconds)
         finally:
@@ -192,8 +203,10 @@ def assert_same_bits(actual, expected):
 
 def metrics(workdir):
     """Returns the lines of metrics.jsonl without the speed."""
-    lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").open()]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines
+    ]
 
 
 def result(workdir):

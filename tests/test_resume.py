@@ -1,0 +1,145 @@
+"""Trainings that are killed from outside, and those of two processes."""
+
+import random
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Variables for a training on one device; importing TensorFlow leaves a mark and fails."""
+    directory = tmp_path_factory.mktemp("tensorflow")
+    (directory / "tensorflow.py").write_text(
+        "import pathlib\n"
+        "pathlib.Path(__file__).with_name('imported').touch()\n"
+        "raise ImportError('no TensorFlow here')\n"
+    )
+    variables = tiny.environment(tmp_path_factory.mktemp("compiled"))
+    return {**variables, "PYTHONPATH": str(directory)}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, environment, data_dir):
+    """The workdir of a training that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    training = tiny.Training(workdir, environment, dataset__data_dir=data_dir)
+    assert training.end() == 0, training.output()
+    return workdir
+
+
+def test_tensorflow_is_not_used(uninterrupted, environment):
+    assert (uninterrupted / "result.json").exists()
+    assert not (Path(environment["PYTHONPATH"]) / "imported").exists()
+
+
+def assert_same_training(workdir, expected, data_dir, **fields):
+    """Compares every array of the last checkpoint by bits, every metric and every result."""
+    config = tiny.config(dataset__data_dir=data_dir, **fields)
+    actual_arrays, actual_meta = tiny.arrays(workdir, config)
+    expected_arrays, expected_meta = tiny.arrays(expected, config)
+    tiny.assert_same_bits(actual_arrays, expected_arrays)
+    for field in ("step", "params", "batch_stats", "opt_state", "ema_params", "ema_batch_stats"):
+        assert any(name.startswith(f".{field}") for name in expected_arrays)
+    assert actual_meta["class_names"] == expected_meta["class_names"]
+    assert tiny.metrics(workdir) == tiny.metrics(expected)
+    assert tiny.result(workdir) == tiny.result(expected)
+
+
+def saved_steps(workdir):
+    paths = (workdir / "checkpoints").glob("*")
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
+
+
+def test_killed_then_stopped_then_finished(tmp_path, uninterrupted, environment, data_dir):
+    """SIGKILL during a save and SIGTERM with two workers, then to the end without any."""
+    workdir = tmp_path / "run"
+    training = tiny.Training(workdir, environment, dataset__data_dir=data_dir, dataset__workers=2)
+    assert training.wait_until(lambda: training.step() >= 9), training.output()
+    assert len(tiny.session(training.process.pid)) >= 3  # the training and its workers
+    assert training.wait_until(lambda: tiny.saving(workdir)), training.output()
+    training.signal(signal.SIGKILL)
+    assert training.end() == -signal.SIGKILL
+    steps = saved_steps(workdir)
+    assert steps
+    assert steps[-1] < 44
+
+    training = tiny.Training(workdir, environment, dataset__data_dir=data_dir, dataset__workers=2)
+    assert training.wait_until(lambda: training.step() > steps[-1]), training.output()
+    training.signal(signal.SIGTERM)
+    assert training.end() == 143, training.output()
+    assert f"Resuming from step {steps[-1]}." in training.output()
+    stopped = int(re.search(r"saved step (\d+)", training.output())[1])
+    assert steps[-1] < stopped < 44
+    assert saved_steps(workdir)[-1] == stopped
+
+    training = tiny.Training(workdir, environment, dataset__data_dir=data_dir)
+    assert training.end() == 0, training.output()
+    assert f"Resuming from step {stopped}." in training.output()
+    assert_same_training(workdir, uninterrupted, data_dir)
+
+
+def wait_for_moment(training, kind, workdir):
+    """Waits for the first step, or for a save after it; False if the training ends before."""
+    if kind == "start":
+        return True
+    running = training.wait_until(lambda: training.step() > 0)
+    if running and kind != "step":
+        running = training.wait_until(lambda: not tiny.saving(workdir))
+        running = running and training.wait_until(lambda: tiny.saving(workdir))
+    return running
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_until_finished(tmp_path, environment, data_dir, workers):
+    """Kills come at any time from the start of the process on, and during saves and evaluations.
+
+    Nothing compiled is kept, so each start compiles anew.
+    """
+    fields = {
+        "epochs": 1.0,  # 89 steps
+        "eval_every": 0.15,  # 13 steps
+        "checkpoint_every": 0.034,  # 3 steps
+        "log_every": 2,
+        "dataset__data_dir": data_dir,
+    }
+    fresh = {k: v for k, v in environment.items() if not k.startswith("JAX_COMPILATION_CACHE")}
+    expected = tmp_path / "uninterrupted"
+    training = tiny.Training(expected, fresh, **fields)
+    assert training.end() == 0, training.output()
+
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")  # shown if the test fails
+    rng = random.Random(seed)
+    workdir = tmp_path / "run"
+    codes = []
+    for attempt in range(30):
+        kind = rng.choice(["start", "step", "step", "step", "save", "late save"])
+        number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+        delay = rng.uniform(0, {"start": 8, "step": 1.5, "save": 0, "late save": 0.1}[kind])
+        print(f"attempt {attempt}: {kind}, {number.name} after {delay:.3f} s")
+        training = tiny.Training(workdir, fresh, dataset__workers=workers, **fields)
+        if wait_for_moment(training, kind, workdir) and training.wait(delay):
+            training.signal(number)
+        codes.append(training.end())
+        print(f"  code {codes[-1]}, saved steps {saved_steps(workdir)}")
+        assert codes[-1] in (0, 143, -signal.SIGKILL, -signal.SIGTERM), training.output()
+        if codes[-1] == -signal.SIGTERM:  # before there was anything to save
+            assert training.step() == 0
+        if codes[-1] == 0:
+            break
+    else:
+        training = tiny.Training(workdir, fresh, **fields)
+        assert training.end() == 0, training.output()
+    assert len(codes) > 3
+    assert_same_training(workdir, expected, data_dir, **fields)
