@@ -11,10 +11,11 @@ codes: 0 done, 1 the loss diverged, 2 bad input, 143 stopped by SIGTERM with the
 
 import hashlib
 import json
+import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError, choose, nearest
 
 MODES = ("train", "eval", "summary")
+CLUSTER = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 STOPPED = 143  # 128 + SIGTERM, as a shell reports it
 
 
@@ -199,6 +201,24 @@ def default_workdir(config: ConfigDict) -> Path:
     return Path("runs") / f"{config.model.name}-{dataset}-{digest}"
 
 
+def cluster(variables: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the arguments of `jax.distributed.initialize` that are in environment variables.
+
+    JAX itself reads JAX_COORDINATOR_ADDRESS (host:port of process 0), and needs none of them where
+    it knows the cluster: TPU pods, Slurm, Open MPI, Kubernetes.
+
+    Raises:
+        InputError: if one is not a whole number.
+    """
+    found: dict[str, Any] = {}
+    for argument, name in CLUSTER.items():
+        if name in variables:
+            if not variables[name].isdecimal():
+                raise InputError(f"{name} must be a whole number, not '{variables[name]}'.")
+            found[argument] = int(variables[name])
+    return found
+
+
 def run(argv: Sequence[str]) -> int:
     """Does what the command line says and returns the exit code.
 
@@ -232,12 +252,13 @@ def run(argv: Sequence[str]) -> int:
     if mode == "eval":
         config = config_lib.for_evaluation(config_lib.read(workdir), config, overrides)
     if config.distributed:
+        arguments = cluster(os.environ)
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**arguments)
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"distributed=True finds no cluster ({_first_line(error)}): leave it out on one "
-                "machine."
+                f"machine, or set JAX_COORDINATOR_ADDRESS, {' and '.join(CLUSTER.values())}."
             ) from error
     if mode == "eval":
         train.say(json.dumps(train.evaluate_workdir(config, workdir), indent=2))

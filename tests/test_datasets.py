@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mobilenets_jax import datasets
+from mobilenets_jax import builders
 from mobilenets_jax.datasets import open_dataset
 from mobilenets_jax.errors import InputError
 
@@ -97,13 +97,13 @@ def test_digits_are_all_of_scikit_learns(digits):
         return Counter(hashlib.sha256(i.tobytes()).digest() for i in images)
 
     ours = counts(pixels(digits.train)[0]) + counts(pixels(digits.test)[0])
-    theirs = datasets.upscale4(load_digits().images)
+    theirs = builders.upscale4(load_digits().images)
     assert ours == counts(np.rint(theirs * (255 / 16)).astype(np.uint8))
 
 
 def test_upscale4_is_bilinear_between_pixel_centres():
     image = np.random.default_rng(0).integers(0, 17, (8, 8))
-    ours = datasets.upscale4(image[None])[0]
+    ours = builders.upscale4(image[None])[0]
     theirs = cv2.resize(image.astype(np.float32), (32, 32), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -209,9 +209,9 @@ def fashion(tmp_path, monkeypatch):
             (folder / name).write_bytes(gzip.compress(data))
         table[split] = (n, *(hashlib.sha256(data).hexdigest() for data in raw))
         arrays[split] = images, labels
-    monkeypatch.setattr(datasets, "FASHION_MNIST_FILES", table)
-    monkeypatch.setattr(datasets, "FASHION_MNIST_DEBIAN", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(datasets, "FASHION_MNIST_URL", f"file://{tmp_path}/no-server/")
+    monkeypatch.setattr(builders, "FASHION_MNIST_FILES", table)
+    monkeypatch.setattr(builders, "FASHION_MNIST_DEBIAN", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(builders, "FASHION_MNIST_URL", f"file://{tmp_path}/no-server/")
     return folder, arrays
 
 
@@ -241,13 +241,13 @@ def test_fashion_mnist_from_manual_dir(fashion, tmp_path):
 
 def test_fashion_mnist_from_debian(fashion, tmp_path, monkeypatch):
     folder, arrays = fashion
-    monkeypatch.setattr(datasets, "FASHION_MNIST_DEBIAN", str(folder))
+    monkeypatch.setattr(builders, "FASHION_MNIST_DEBIAN", str(folder))
     check_fashion(open_dataset("fashion_mnist", data_dir=str(tmp_path / "d")), arrays)
 
 
 def test_fashion_mnist_downloaded(fashion, tmp_path, monkeypatch):
     folder, arrays = fashion
-    monkeypatch.setattr(datasets, "FASHION_MNIST_URL", f"file://{folder}/")
+    monkeypatch.setattr(builders, "FASHION_MNIST_URL", f"file://{folder}/")
     check_fashion(open_dataset("fashion_mnist", data_dir=str(tmp_path / "d")), arrays)
     assert sorted(p.name for p in (tmp_path / "d/downloads/fashion_mnist").iterdir()) == sorted(
         NAMES
@@ -256,7 +256,7 @@ def test_fashion_mnist_downloaded(fashion, tmp_path, monkeypatch):
 
 def test_fashion_mnist_broken_download_is_not_kept(fashion, tmp_path, monkeypatch):
     folder, _ = fashion
-    monkeypatch.setattr(datasets, "FASHION_MNIST_URL", f"file://{folder}/")
+    monkeypatch.setattr(builders, "FASHION_MNIST_URL", f"file://{folder}/")
     (folder / NAMES[0]).write_bytes(b"<html>Sign in to the hotel's network</html>")
     with pytest.raises(InputError, match=rf"{NAMES[0]}.* is not a whole gzip file"):
         open_dataset("fashion_mnist", data_dir=str(tmp_path / "d"))
@@ -329,14 +329,14 @@ def test_fashion_mnist_damaged_file_is_named(fashion, tmp_path, name, damage, me
 
 
 def test_fashion_mnist_is_that_of_debian():
-    folder = Path(datasets.FASHION_MNIST_DEBIAN)
+    folder = Path(builders.FASHION_MNIST_DEBIAN)
     if not folder.exists():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
     for split, count in (("train", 60000), ("t10k", 10000)):
-        images = datasets._read_fashion_mnist(
+        images = builders.read_fashion_mnist(
             folder / f"{split}-images-idx3-ubyte.gz", split, "images"
         )
-        labels = datasets._read_fashion_mnist(
+        labels = builders.read_fashion_mnist(
             folder / f"{split}-labels-idx1-ubyte.gz", split, "labels"
         )
         assert images.shape == (count, 28, 28)
@@ -418,7 +418,7 @@ def test_imagenet_is_stored_as_tfds_does(imagenet, tmp_path):
     assert ours.full_name == theirs.full_name
 
 
-@pytest.mark.parametrize("name", datasets.IMAGENET_TARS)
+@pytest.mark.parametrize("name", builders.IMAGENET_TARS)
 def test_imagenet_missing_tar(imagenet, tmp_path, name):
     folder, _, _ = imagenet
     (folder / name).unlink()
@@ -431,7 +431,7 @@ def test_imagenet_without_manual_dir(tmp_path):
         open_dataset("imagenet2012", data_dir=str(tmp_path / "d"))
 
 
-@pytest.mark.parametrize("name", datasets.IMAGENET_TARS)
+@pytest.mark.parametrize("name", builders.IMAGENET_TARS)
 @pytest.mark.parametrize("part", [0.0, 0.15, 0.3, 0.4])
 def test_imagenet_cut_tar(imagenet, tmp_path, name, part):
     folder, _, _ = imagenet

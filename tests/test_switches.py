@@ -199,6 +199,11 @@ def test_hswish_from_every_resolution():
         assert {b.projection_activation for b in spec.blocks} == {"linear"}
         assert (spec.last.activation, spec.head.activation) == ("hswish", "hswish")
         assert costs.layers(spec) == costs.layers(table(LARGE))
+    # What comes after the pooling has one pixel.
+    for name, switches in ((f"{SMALL}_minimalistic", {}), (V2, {"last_stage": "shortened"})):
+        spec = build_spec(name, hswish_from=7, **switches)
+        assert activations(spec)[-2:] == ["hswish", "hswish"]
+        assert spec.stem.activation == "relu"
     # V1's outputs are not linear and take part.
     spec = build_spec(V1, hswish_from=7)
     assert activations(spec)[1:-2] == [("relu", "relu")] * 11 + [("hswish", "hswish")] * 2

@@ -470,13 +470,15 @@ def test_pictured_images_are_spread_over_the_test_split(experiment, final, refer
 # devices ------------------------------------------------------------------------------------------
 
 
-def test_eight_devices_train_like_one(experiment):
-    eight, losses_of_eight = take_steps(experiment, 6)
-    one, losses_of_one = take_steps(on_devices(experiment, 1), 6)
+def test_eight_devices_train_like_one(make):
+    """With a smooth activation: where a ReLU meets a background, all equal, rounding decides."""
+    experiment = train.build(make(model__activation="silu"))
+    eight, losses_of_eight = take_steps(experiment, 12)
+    one, losses_of_one = take_steps(on_devices(experiment, 1), 12)
     tiny.assert_same_bits(eight[0], one[0])
-    np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-5)
+    np.testing.assert_allclose(losses_of_eight, losses_of_one, rtol=1e-6)
     for name, value in one[-1].items():
-        np.testing.assert_allclose(eight[-1][name], value, rtol=1e-3, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(eight[-1][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     name = ".params['classifier']['kernel']"
     assert np.abs(one[-1][name] - one[0][name]).max() > 1e-2
 

@@ -74,8 +74,8 @@ _build_model = train.build_model  # before a test replaces it
 class Training:
     """A training in a process of its own, which leads a session of its own."""
 
-    def __init__(self, workdir, environment, *arguments, **fields):
-        self.log = Path(f"{workdir}.log")
+    def __init__(self, workdir, environment, name="", **fields):
+        self.log = Path(f"{workdir}{name}.log")
         self.start = self.log.stat().st_size if self.log.exists() else 0
         self.shared = shared_memory()
         with self.log.open("ab") as log:
@@ -85,7 +85,6 @@ class Training:
                     "-m",
                     "mobilenets_jax.main",
                     *flags(workdir, **fields),
-                    *arguments,
                 ],
                 cwd=ROOT,
                 env=environment,
