@@ -237,6 +237,14 @@ def progress(
         report.close()
 
 
+def say(text: str) -> None:
+    """Prints a line, on the first process only."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all, in the order of its keys.
 

@@ -236,7 +236,7 @@ def run(argv: Sequence[str]) -> int:
     # Imported late, so that bad flags are answered at once.
     import jax
 
-    from mobilenets_jax import costs, train
+    from mobilenets_jax import costs, evaluation, logs, steps, train
 
     if mode == "summary":
         if config.dataset.num_classes is None:
@@ -244,7 +244,7 @@ def run(argv: Sequence[str]) -> int:
                 f"How many classes {config.dataset.name} has is not known before it is opened: "
                 "give --config.dataset.num_classes."
             )
-        model = train.build_model(config, config.dataset.num_classes)
+        model = steps.build_model(config, config.dataset.num_classes)
         resolution = config_lib.effective_resolution(config.resolution, config.beta)
         print(costs.summary(model.spec, resolution))
         return 0
@@ -261,7 +261,7 @@ def run(argv: Sequence[str]) -> int:
                 f"machine, or set JAX_COORDINATOR_ADDRESS, {' and '.join(CLUSTER.values())}."
             ) from error
     if mode == "eval":
-        train.say(json.dumps(train.evaluate_workdir(config, workdir), indent=2))
+        logs.say(json.dumps(evaluation.evaluate_workdir(config, workdir), indent=2))
         return 0
     try:
         return 0 if train.train(config, workdir) else STOPPED

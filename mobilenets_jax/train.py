@@ -1,414 +1,30 @@
-"""Training and evaluation: an experiment from its config, one step, one loop. Read top to bottom.
+"""The training loop: read top to bottom.
 
-Owns what happens in which order, on how many devices, and what a workdir holds. Knows nothing of
-flags, of how a layer is computed, or of how files are written.
-
-The same code runs on one CPU, several GPUs and several hosts: the batch is sharded over a mesh of
-all devices, the state is replicated, and `jit` adds the communication. BatchNorm's statistics are
-therefore those of the global batch.
+Owns what happens in which order, and what a workdir holds. Knows nothing of flags, of how a step
+is computed, or of how files are written.
 """
 
 import contextlib
-import fcntl
-import functools
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mobilenets_jax import checkpoint, costs, data, logs, plots
 from mobilenets_jax import config as config_lib
-from mobilenets_jax.augment import mix
-from mobilenets_jax.datasets import Dataset, open_dataset
 from mobilenets_jax.errors import InputError
-from mobilenets_jax.model import MobileNet, create_model
-from mobilenets_jax.optim import (
-    cross_entropy,
-    ema_update,
-    learning_rate_schedule,
-    make_optimizer,
-)
-from mobilenets_jax.state import TrainState, init_state
-
-Batch = dict[str, Any]
-PICTURED = 32  # test images in predictions.png
+from mobilenets_jax.evaluation import Pictured, evaluate
+from mobilenets_jax.state import TrainState
+from mobilenets_jax.steps import Experiment, build, compile_steps, initial_state, to_devices
+from mobilenets_jax.workdir import claimed, finished
 
 
 class Diverged(ArithmeticError):
     """The loss or the state is not finite. The message names the step and what stays."""
-
-
-class Experiment(NamedTuple):
-    """What a config describes, built.
-
-    Attributes:
-        config: the experiment's config.
-        dataset: opened.
-        model: the network.
-        schedule: step -> learning rate.
-        optimizer: with the schedule in it.
-        resolution: side of the images in pixels, beta applied.
-        steps_per_epoch: whole batches in the training split.
-        total_steps: of the whole training.
-        sharded: places a batch over all devices.
-        replicated: places a state on every device.
-    """
-
-    config: ConfigDict
-    dataset: Dataset
-    model: MobileNet
-    schedule: Callable[[Any], jax.Array]
-    optimizer: optax.GradientTransformation
-    resolution: int
-    steps_per_epoch: int
-    total_steps: int
-    sharded: NamedSharding
-    replicated: NamedSharding
-
-
-def build_model(config: ConfigDict, num_classes: int) -> MobileNet:
-    """Creates the network of a config.
-
-    Raises:
-        InputError: for an unknown model, switch or value.
-    """
-    return create_model(num_classes=num_classes, **config.model)
-
-
-def build(config: ConfigDict) -> Experiment:
-    """Builds an experiment: opens the data, creates the network, the optimizer and the mesh.
-
-    Raises:
-        InputError: if anything in the config is wrong or does not fit.
-    """
-    config_lib.check(config)
-    dataset = open_dataset(
-        config.dataset.name,
-        data_dir=config.dataset.data_dir,
-        manual_dir=config.dataset.manual_dir,
-        train_split=config.dataset.train_split,
-        eval_split=config.dataset.eval_split,
-    )
-    if config.dataset.num_classes not in (None, dataset.num_classes):
-        raise InputError(
-            f"dataset.num_classes is {config.dataset.num_classes}, but {dataset.name} has "
-            f"{dataset.num_classes} classes: set it to None or {dataset.num_classes}."
-        )
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    model = build_model(config, dataset.num_classes)
-    resolution = config_lib.effective_resolution(config.resolution, config.beta)
-    steps_per_epoch = data.steps_per_epoch(dataset, config.batch_size)
-    total_steps = max(1, round(config.epochs * steps_per_epoch))
-    schedule = learning_rate_schedule(config.schedule, steps_per_epoch, total_steps)
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, resolution, resolution, 3)))
-    )
-    return Experiment(
-        config=config,
-        dataset=dataset,
-        model=model,
-        schedule=schedule,
-        optimizer=make_optimizer(config.optimizer, schedule, shapes["params"]),
-        resolution=resolution,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        sharded=NamedSharding(mesh, PartitionSpec("data")),
-        replicated=NamedSharding(mesh, PartitionSpec()),
-    )
-
-
-# --- state and steps ---
-
-
-def initial_state(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step, a function of the seed, on every device."""
-    key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0)
-    init = functools.partial(
-        init_state, experiment.model, experiment.optimizer, experiment.resolution
-    )
-    return jax.jit(init, out_shardings=experiment.replicated)(key)
-
-
-def normalize(image: jax.Array, config: ConfigDict) -> jax.Array:
-    """Maps uint8 pixels to float32, by the config's mean and standard deviation."""
-    mean = jnp.asarray(config.preprocess.mean, jnp.float32)
-    std = jnp.asarray(config.preprocess.std, jnp.float32)
-    return (image.astype(jnp.float32) - mean) / std
-
-
-def train_step(
-    experiment: Experiment, state: TrainState, batch: Batch
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. All its chance is a function of (seed, step).
-
-    Args:
-        experiment: static.
-        state: before the update.
-        batch: image uint8 `[B, R, R, 3]`, label int32 `[B]`.
-
-    Returns:
-        The state after the update, and the batch's mean `loss` and `accuracy` before it.
-    """
-    config, model = experiment.config, experiment.model
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    image = normalize(batch["image"], config)
-    target: jax.Array = batch["label"]
-    if config.augment.mixup or config.augment.cutmix:
-        image, target = mix(
-            image,
-            target,
-            model.spec.num_classes,
-            mix_key,
-            config.augment.mixup,
-            config.augment.cutmix,
-        )
-
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            image,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
-        loss = cross_entropy(logits, target, config.label_smoothing).mean()
-        return loss, (logits, updated["batch_stats"])
-
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = functools.partial(ema_update, decay=config.ema_decay, step=state.step)
-    state = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema_params=ema(state.ema_params, params),
-        ema_batch_stats=ema(state.ema_batch_stats, batch_stats),
-    )
-    # With mixed labels, a prediction is right if it names the larger share.
-    wanted = target if target.ndim == 1 else jnp.argmax(target, -1)
-    accuracy = jnp.mean(jnp.argmax(logits, -1) == wanted)
-    return state, {"loss": loss, "accuracy": accuracy}
-
-
-def eval_step(
-    experiment: Experiment, params: Any, batch_stats: Any, batch: Batch
-) -> dict[str, jax.Array]:
-    """Evaluates one batch; examples with mask 0 do not count.
-
-    Returns:
-        Sums over the batch, `loss`, `correct` and `examples`, and `predicted` int32 `[B]`.
-    """
-    logits: Any = experiment.model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        normalize(batch["image"], experiment.config),
-        train=False,
-    )
-    predicted = jnp.argmax(logits, -1).astype(jnp.int32)
-    mask = batch["mask"]
-    return {
-        "loss": jnp.sum(mask * cross_entropy(logits, batch["label"], 0.0)),
-        "correct": jnp.sum(mask * (predicted == batch["label"])),
-        "examples": jnp.sum(mask),
-        "predicted": predicted,
-    }
-
-
-def compile_steps(experiment: Experiment) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns jitted `train_step(state, batch)` and `eval_step(params, batch_stats, batch)`.
-
-    The train step donates its state.
-    """
-    replicated, sharded = experiment.replicated, experiment.sharded
-    train = jax.jit(
-        functools.partial(train_step, experiment),
-        in_shardings=(replicated, sharded),
-        out_shardings=replicated,
-        donate_argnums=0,
-    )
-    sums = {"loss": replicated, "correct": replicated, "examples": replicated}
-    evaluate = jax.jit(
-        functools.partial(eval_step, experiment),
-        in_shardings=(replicated, replicated, sharded),
-        out_shardings={**sums, "predicted": sharded},
-    )
-    return train, evaluate
-
-
-def to_devices(batch: Batch, sharding: NamedSharding) -> Batch:
-    """Makes global arrays of this process's share of a batch."""
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
-    }
-
-
-# --- evaluation ---
-
-
-class Pictured(NamedTuple):
-    """Some test images, spread evenly over the test split, with the averaged weights' answers."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    predicted: np.ndarray
-
-
-def evaluate(
-    experiment: Experiment, step_fn: Callable[..., Any], state: TrainState
-) -> tuple[dict[str, dict[str, float]], Pictured]:
-    """Evaluates the weights and their moving average; every test example counts once.
-
-    Args:
-        experiment: what to evaluate.
-        step_fn: the jitted `eval_step`.
-        state: whose weights.
-
-    Returns:
-        `loss`, `accuracy` and `examples` under "test" and "test_ema", and images to show.
-    """
-    config = experiment.config
-    devices = experiment.sharded.mesh.size
-    batches = data.eval_batches(
-        experiment.dataset,
-        batch_size=-(-config.eval_batch_size // devices) * devices,
-        resolution=experiment.resolution,
-        crop_fraction=config.preprocess.crop_fraction,
-        interpolation=config.preprocess.interpolation,
-        workers=config.dataset.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    weights = {
-        "test": (state.params, state.batch_stats),
-        "test_ema": (state.ema_params, state.ema_batch_stats),
-    }
-    names = ("loss", "correct", "examples")
-    sums = {split: dict.fromkeys(names, 0.0) for split in weights}
-    every = max(1, len(experiment.dataset.test) // jax.process_count() // PICTURED)
-    seen, shown = 0, 0
-    pictured: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    try:
-        for batch in batches:
-            placed = to_devices(batch, experiment.sharded)
-            results = {split: step_fn(*pair, placed) for split, pair in weights.items()}
-            for split, result in results.items():
-                for name in names:
-                    sums[split][name] += float(result[name])
-            predicted = _local_rows(results["test_ema"]["predicted"])
-            rows = np.arange(-seen % every, len(predicted), every)
-            rows = rows[batch["mask"][rows] > 0][: PICTURED - shown]
-            pictured.append((batch["image"][rows], batch["label"][rows], predicted[rows]))
-            seen += len(predicted)
-            shown += len(rows)
-    finally:
-        batches.close()
-    results = {
-        split: {
-            "loss": total["loss"] / total["examples"],
-            "accuracy": total["correct"] / total["examples"],
-            "examples": total["examples"],
-        }
-        for split, total in sums.items()
-    }
-    return results, Pictured(*map(np.concatenate, zip(*pictured, strict=True)))
-
-
-def _local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is sharded over its first axis, in order."""
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
-
-
-# --- workdir ---
-
-
-def finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
-    """Returns a finished workdir's result.json, and says so; None if there is something to do.
-
-    Raises:
-        InputError: if the workdir is of another config, or unreadable.
-    """
-    path = workdir / "result.json"
-    if (workdir / "config.json").exists():
-        check_workdir(config_lib.plain(config), workdir)
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        say(
-            f"{workdir} is finished: test accuracy {result['test_accuracy']:.4f} (averaged weights "
-            f"{result['test_accuracy_ema']:.4f}). Give another --workdir to train again."
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is damaged ({type(error).__name__}: {error}): delete it, and the same command "
-            "writes it again."
-        ) from error
-    return result
-
-
-def check_workdir(config: dict[str, Any], workdir: Path) -> None:
-    """Raises InputError if the workdir was started with another config."""
-    difference = config_lib.difference(config_lib.read(workdir), config)
-    if difference:
-        raise InputError(
-            f"The workdir {workdir} is of another config ({difference}): choose another --workdir "
-            "or the same config."
-        )
-
-
-@contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Writes config.json into a new workdir, and keeps a second training out of it meanwhile.
-
-    The lock is the system's, so it ends with the process however that ends.
-
-    Raises:
-        InputError: if the workdir is not writable, or another training runs in it.
-    """
-    if jax.process_index() != 0:
-        yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        directory = os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise _unusable(workdir, error) from error
-    try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another training is running in {workdir}: wait for it, stop it, or choose "
-                "another --workdir."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            if not (workdir / "config.json").exists():
-                logs.write_json(workdir / "config.json", config_lib.plain(config))
-        except OSError as error:
-            raise _unusable(workdir, error) from error
-        yield
-    finally:
-        os.close(directory)
-
-
-def _unusable(workdir: Path, error: OSError) -> InputError:
-    return InputError(
-        f"The workdir {workdir} cannot be used ({error.strerror}): choose another --workdir."
-    )
 
 
 @contextlib.contextmanager
@@ -422,9 +38,6 @@ def stop_signal(manager: Any) -> Iterator[Callable[[int], bool]]:
         return
     with checkpoint.preemption() as requested:
         yield lambda step: requested()
-
-
-# --- the loop ---
 
 
 class Meter:
@@ -530,19 +143,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         return _loop(experiment, workdir, manager, stop_requested)
 
 
-def say(text: str) -> None:
-    """Prints a line, on the first process only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
 def _loop(
     experiment: Experiment, workdir: Path, manager: Any, stop_requested: Callable[[int], bool]
 ) -> dict[str, Any] | None:
     config, total = experiment.config, experiment.total_steps
     first = jax.process_index() == 0
     spec = experiment.model.spec
-    say(
+    logs.say(
         f"{spec.name}: alpha {spec.alpha:g}, resolution {experiment.resolution} (beta "
         f"{config.beta:g} of {config.resolution}), {costs.params(spec):,} parameters, "
         f"{costs.macs(spec, experiment.resolution):,} MACs; {config.dataset.name}: "
@@ -557,7 +164,7 @@ def _loop(
     if checkpoint.latest_step(manager) is not None:
         state, meta = checkpoint.restore(manager, state)
         start = int(state.step)
-        say(f"Resuming from step {start:,}.")
+        logs.say(f"Resuming from step {start:,}.")
     metrics_path = workdir / "metrics.jsonl"
     written = set()  # lines of the step that was saved
     if first:
@@ -701,54 +308,10 @@ def _loop(
             workdir / "predictions.png",
         )
         logs.write_json(workdir / "result.json", result)
-    say(
+    logs.say(
         f"Finished: test accuracy {result['test_accuracy']:.4f} (averaged weights "
         f"{result['test_accuracy_ema']:.4f}) on {result['test_examples']:,} images after "
         f"{train_seconds:.0f} s of training. See {workdir}/result.json, curves.png and "
         "predictions.png."
     )
-    return result
-
-
-def evaluate_workdir(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Evaluates a workdir's latest checkpoint, under the config's evaluation settings.
-
-    Args:
-        config: of the same network; resolution, crop and interpolation may differ from training.
-        workdir: with checkpoints/ and config.json.
-
-    Returns:
-        The results, also written to the workdir's eval.json.
-
-    Raises:
-        InputError: if there is no such checkpoint, or it is of another network.
-    """
-    stored = config_lib.read(workdir)
-    difference = config_lib.difference(stored["model"], config_lib.plain(config)["model"])
-    if difference:
-        raise InputError(
-            f"The workdir {workdir} is of another network (model.{difference}): give its config."
-        )
-    experiment = build(config)
-    state = initial_state(experiment)
-    with checkpoint.open_manager(workdir, read_only=True) as manager:
-        state, meta = checkpoint.restore(manager, state)
-    if tuple(meta["class_names"]) != experiment.dataset.class_names:
-        raise InputError(
-            f"The workdir {workdir} was trained on other classes than {experiment.dataset.name}'s: "
-            "give the data set it was trained on."
-        )
-    results, _ = evaluate(experiment, compile_steps(experiment)[1], state)
-    result = {
-        "step": int(state.step),
-        "test_accuracy": results["test"]["accuracy"],
-        "test_accuracy_ema": results["test_ema"]["accuracy"],
-        "test_loss": results["test"]["loss"],
-        "test_examples": int(results["test"]["examples"]),
-        "resolution": experiment.resolution,
-        "config": config_lib.plain(config),
-        **logs.environment(),
-    }
-    if jax.process_index() == 0:
-        logs.write_json(workdir / "eval.json", result)
     return result

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default
-from mobilenets_jax import augment, main, optim, specs, switches, train
+from mobilenets_jax import augment, main, optim, specs, steps, switches, train
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.datasets import Dataset
 from mobilenets_jax.errors import InputError
@@ -270,23 +270,23 @@ def replace_what_is_slow(monkeypatch):
     """Steps are traced and not compiled, and the data set is 16 + 8 small images."""
     names = tuple("0123456789")
     data = Dataset("digits", [png(i) for i in range(16)], [png(i) for i in range(8)], names)
-    monkeypatch.setattr(train, "open_dataset", lambda name, **kwargs: data)
+    monkeypatch.setattr(steps, "open_dataset", lambda name, **kwargs: data)
 
     def initial_state(experiment):
         key = jax.random.key(experiment.config.seed)
         init = functools.partial(
-            train.init_state, experiment.model, experiment.optimizer, experiment.resolution
+            steps.init_state, experiment.model, experiment.optimizer, experiment.resolution
         )
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(init, key))
 
     def compile_steps(experiment):
         def train_step(state, batch):
-            jax.eval_shape(functools.partial(train.train_step, experiment), state, batch)
+            jax.eval_shape(functools.partial(steps.train_step, experiment), state, batch)
             metrics = {"loss": jnp.ones(()), "accuracy": jnp.ones(())}
             return state.replace(step=state.step + 1), metrics
 
         def eval_step(params, batch_stats, batch):
-            step = functools.partial(train.eval_step, experiment)
+            step = functools.partial(steps.eval_step, experiment)
             shapes = jax.eval_shape(step, params, batch_stats, batch)
             return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
 
@@ -314,7 +314,7 @@ def unread(monkeypatch, tmp_path, change=lambda config: None):
     monkeypatch.setattr(main, "parse", lambda argv: options)
     assert main.main(["main"]) == 0
     for name in ("sgd", "adamw"):
-        train.build(small(optimizer__name=name))
+        steps.build(small(optimizer__name=name))
     return {name for name, _ in config_lib.flatten(config)} - reads.names
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import v2, v3
 from mobilenets_jax import config as config_lib
-from mobilenets_jax import costs, datasets, main, specs, switches, train
+from mobilenets_jax import costs, datasets, evaluation, main, specs, steps, switches, train
 
 ROOT = Path(__file__).parents[1]
 V2 = f"--config={ROOT}/configs/v2.py"
@@ -447,7 +447,7 @@ def test_evaluation_without_a_training(mistake, tmp_path):
 
 
 def test_evaluation_of_a_training_without_a_checkpoint(cli, tmp_path, digits, monkeypatch):
-    monkeypatch.setattr(train, "initial_state", lambda experiment: None)  # half a minute
+    monkeypatch.setattr(evaluation, "initial_state", lambda experiment: None)  # half a minute
     config = v2.get_config()
     config.dataset.data_dir = digits
     (tmp_path / "config.json").write_text(json.dumps(config_lib.plain(config)))
@@ -466,7 +466,7 @@ def evaluated(monkeypatch):
         configs.append(config)
         return {"test_accuracy": 1.0}
 
-    monkeypatch.setattr(train, "evaluate_workdir", fake)
+    monkeypatch.setattr(evaluation, "evaluate_workdir", fake)
     return configs
 
 
@@ -582,7 +582,7 @@ def no_data(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a summary needs no data set")
 
-    monkeypatch.setattr(train, "open_dataset", refuse)
+    monkeypatch.setattr(steps, "open_dataset", refuse)
     monkeypatch.setattr(datasets, "open_dataset", refuse)
 
 

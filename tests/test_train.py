@@ -21,7 +21,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from mobilenets_jax import augment, checkpoint, costs, data, logs, main, plots, train
+from mobilenets_jax import (
+    augment,
+    checkpoint,
+    costs,
+    data,
+    evaluation,
+    logs,
+    main,
+    plots,
+    steps,
+    train,
+)
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError
 
@@ -38,7 +49,7 @@ def fast(tmp_path_factory):
     }
     before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build_model", tiny.small_model)
+        patch.setattr(steps, "build_model", tiny.small_model)
         for name, value in settings.items():
             jax.config.update(name, value)
         yield
@@ -70,14 +81,14 @@ def trained(make, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(make):
-    return train.build(make())
+    return steps.build(make())
 
 
 @pytest.fixture(scope="module")
 def final(experiment, trained):
     """The state at the end of the training."""
     with checkpoint.open_manager(trained, read_only=True) as manager:
-        return checkpoint.restore(manager, train.initial_state(experiment))[0]
+        return checkpoint.restore(manager, steps.initial_state(experiment))[0]
 
 
 def batches_of(experiment):
@@ -102,12 +113,12 @@ def on_devices(experiment, count):
 
 def take_steps(experiment, count):
     """Returns the states before and after each of the first steps, and the steps' losses."""
-    step_fn, _ = train.compile_steps(experiment)
-    state = train.initial_state(experiment)
+    step_fn, _ = steps.compile_steps(experiment)
+    state = steps.initial_state(experiment)
     states, losses = [tiny.named(state)], []
     with batches_of(experiment) as batches:
         for _ in range(count):
-            batch = train.to_devices(next(batches), experiment.sharded)
+            batch = steps.to_devices(next(batches), experiment.sharded)
             state, metrics = step_fn(state, batch)
             states.append(tiny.named(state))
             losses.append(float(metrics["loss"]))
@@ -284,8 +295,8 @@ def test_the_latest_two_checkpoints_and_the_best_stay(trained):
     tests = {line["step"]: line for line in tiny.metrics(trained) if line["split"] == "test_ema"}
     best = max(tests, key=lambda step: (tests[step]["accuracy"], step))
     assert best_step(trained) == best
-    steps = {int(path.name) for path in (trained / "checkpoints").iterdir()}
-    assert steps == {20, 22, best}
+    kept = {int(path.name) for path in (trained / "checkpoints").iterdir()}
+    assert kept == {20, 22, best}
 
 
 # a workdir that is there already ------------------------------------------------------------------
@@ -446,8 +457,8 @@ def reference(experiment, final):
 @pytest.mark.parametrize("size", [1, 13, 64, 100, 256])
 def test_every_test_image_counts_once(make, final, reference, size):
     """Eight devices, 100 images, batches that divide neither."""
-    experiment = train.build(make(eval_batch_size=size))
-    results, _ = train.evaluate(experiment, train.compile_steps(experiment)[1], final)
+    experiment = steps.build(make(eval_batch_size=size))
+    results, _ = evaluation.evaluate(experiment, steps.compile_steps(experiment)[1], final)
     for split, (loss, accuracy, _) in reference.items():
         assert results[split]["examples"] == 100
         assert results[split]["accuracy"] == accuracy
@@ -456,9 +467,9 @@ def test_every_test_image_counts_once(make, final, reference, size):
 
 
 def test_pictured_images_are_spread_over_the_test_split(experiment, final, reference):
-    _, pictured = train.evaluate(experiment, train.compile_steps(experiment)[1], final)
+    _, pictured = evaluation.evaluate(experiment, steps.compile_steps(experiment)[1], final)
     shown = range(0, 96, 3)
-    assert len(pictured.images) == len(shown) == train.PICTURED
+    assert len(pictured.images) == len(shown) == evaluation.PICTURED
     for i, position in enumerate(shown):
         example = experiment.dataset.test[position]
         image = data.decode(example["image"], "")
@@ -472,7 +483,7 @@ def test_pictured_images_are_spread_over_the_test_split(experiment, final, refer
 
 def test_eight_devices_train_like_one(make):
     """With a smooth activation: where a ReLU meets a background, all equal, rounding decides."""
-    experiment = train.build(make(model__activation="silu"))
+    experiment = steps.build(make(model__activation="silu"))
     eight, losses_of_eight = take_steps(experiment, 12)
     one, losses_of_one = take_steps(on_devices(experiment, 1), 12)
     tiny.assert_same_bits(eight[0], one[0])
@@ -484,11 +495,11 @@ def test_eight_devices_train_like_one(make):
 
 
 def test_the_batch_is_shared_and_the_state_is_everywhere(experiment):
-    state = train.initial_state(experiment)
-    step_fn, eval_fn = train.compile_steps(experiment)
+    state = steps.initial_state(experiment)
+    step_fn, eval_fn = steps.compile_steps(experiment)
     with batches_of(experiment) as batches:
         batch = next(batches)
-    placed = train.to_devices(batch, experiment.sharded)
+    placed = steps.to_devices(batch, experiment.sharded)
     shards = placed["image"].addressable_shards
     assert [shard.device for shard in shards] == jax.devices()
     for i, shard in enumerate(shards):
@@ -499,7 +510,7 @@ def test_the_batch_is_shared_and_the_state_is_everywhere(experiment):
         assert len(leaf.sharding.device_set) == 8
     # Its memory is given to the state after.
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    masked = train.to_devices({**batch, "mask": np.ones(16, np.float32)}, experiment.sharded)
+    masked = steps.to_devices({**batch, "mask": np.ones(16, np.float32)}, experiment.sharded)
     predicted = eval_fn(after.params, after.batch_stats, masked)["predicted"]
     assert [shard.data.shape for shard in predicted.addressable_shards] == [(2,)] * 8
 
@@ -507,13 +518,13 @@ def test_the_batch_is_shared_and_the_state_is_everywhere(experiment):
 @pytest.mark.parametrize("mixup", [0.0, 0.2])
 def test_devices_exchange_sums_and_no_activations(make, mixup):
     """Gradients, BatchNorm's sums and metrics are added up; mixing also swaps image shards."""
-    experiment = train.build(make(augment__mixup=mixup))
-    state = jax.eval_shape(lambda: train.initial_state(experiment))
+    experiment = steps.build(make(augment__mixup=mixup))
+    state = jax.eval_shape(lambda: steps.initial_state(experiment))
     batch = {
         "image": jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((16,), jnp.int32),
     }
-    text = train.compile_steps(experiment)[0].lower(state, batch).compile().as_text()
+    text = steps.compile_steps(experiment)[0].lower(state, batch).compile().as_text()
     found = re.findall(
         r"= (\(.*?\)|\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
         r"|ragged-all-to-all|collective-broadcast)(?:-start)?\(",
@@ -576,12 +587,12 @@ def plain_steps(make, count, **fields):
     Computed operation by operation: what a field does not touch is then equal to the last bit,
     which it need not be in two different compiled programs.
     """
-    experiment = on_devices(train.build(make(**{**PLAIN, **fields})), 1)
-    states = [train.initial_state(experiment)]
+    experiment = on_devices(steps.build(make(**{**PLAIN, **fields})), 1)
+    states = [steps.initial_state(experiment)]
     with batches_of(experiment) as source:
         batches = [next(source) for _ in range(count)]
     for batch in batches:
-        state, metrics = train.train_step(experiment, states[-1], batch)
+        state, metrics = steps.train_step(experiment, states[-1], batch)
         states.append(state)
     return experiment, batches[0], states, metrics
 
@@ -722,13 +733,13 @@ def test_without_averaging_the_averages_are_the_weights(make):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw"])
 def test_bfloat16_is_for_the_computation_alone(make, optimizer):
-    experiment = train.build(make(model__dtype="bfloat16", optimizer__name=optimizer))
-    state = jax.eval_shape(lambda: train.initial_state(experiment))
+    experiment = steps.build(make(model__dtype="bfloat16", optimizer__name=optimizer))
+    state = jax.eval_shape(lambda: steps.initial_state(experiment))
     batch = {
         "image": jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((16,), jnp.int32),
     }
-    step = functools.partial(train.train_step, experiment)
+    step = functools.partial(steps.train_step, experiment)
     after, metrics = jax.eval_shape(step, state, batch)
     for tree in (state, after):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -859,7 +870,7 @@ def test_a_stop_after_the_last_step(trained, make, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("no_pictures")
 def test_sigterm_during_an_evaluation(trained, make, tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
-    evaluate = train.evaluate
+    evaluate = evaluation.evaluate
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -926,7 +937,7 @@ def test_meter_names_the_step(monkeypatch):
 
 
 def test_check_finite(experiment):
-    state = train.initial_state(experiment)
+    state = steps.initial_state(experiment)
     train.check_finite(state, 3)
     stats = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), state.ema_batch_stats)
     with pytest.raises(train.Diverged, match=r"state.ema_batch_stats\[.* after step 3"):
@@ -934,7 +945,7 @@ def test_check_finite(experiment):
 
 
 def test_unknown_num_classes_are_taken_from_the_data(make):
-    experiment = train.build(make(dataset__num_classes=None))
+    experiment = steps.build(make(dataset__num_classes=None))
     assert experiment.model.spec.num_classes == 10
     with pytest.raises(InputError, match=r"dataset\.num_classes is 9"):
-        train.build(make(dataset__num_classes=9))
+        steps.build(make(dataset__num_classes=9))

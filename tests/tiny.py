@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from configs import default
-from mobilenets_jax import checkpoint, train
+from mobilenets_jax import checkpoint, steps
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.model import DTYPES, MobileNet
 from mobilenets_jax.state import init_state
@@ -63,12 +63,12 @@ def _dotted(fields):
 
 
 def small_model(config, num_classes):
-    """Stands in for `train.build_model`: the network's first block only, which compiles fast."""
+    """Stands in for `steps.build_model`: the network's first block only, which compiles fast."""
     spec = _build_model(config, num_classes).spec
     return MobileNet(dataclasses.replace(spec, blocks=spec.blocks[:1]), DTYPES[config.model.dtype])
 
 
-_build_model = train.build_model  # before a test replaces it
+_build_model = steps.build_model  # before a test replaces it
 
 
 class Training:
@@ -99,8 +99,8 @@ class Training:
 
     def step(self):
         """The last step that it has reported."""
-        steps = [line for line in self.output().splitlines() if line.startswith("step ")]
-        return int(steps[-1].split()[1].partition("/")[0].rstrip(":")) if steps else 0
+        lines = [line for line in self.output().splitlines() if line.startswith("step ")]
+        return int(lines[-1].split()[1].partition("/")[0].rstrip(":")) if lines else 0
 
     def wait_until(self, condition, seconds=300):
         """Waits for `condition()`; False if the process ends before."""
@@ -175,7 +175,7 @@ def saving(workdir):
 
 def arrays(workdir, config, step=None):
     """Returns every array of a checkpoint by its path, with the metadata."""
-    experiment = train.build(config)
+    experiment = steps.build(config)
     template = jax.eval_shape(
         lambda: init_state(
             experiment.model, experiment.optimizer, experiment.resolution, jax.random.key(0)

@@ -1,0 +1,239 @@
+"""What a config describes, built, and the two steps that it consists of.
+
+Owns the experiment (data, network, optimizer, mesh), its first state, one update and one evaluated
+batch. Knows nothing of loops, workdirs or files.
+
+The same code runs on one CPU, several GPUs and several hosts: the batch is sharded over a mesh of
+all devices, the state is replicated, and `jit` adds the communication. BatchNorm's statistics are
+therefore those of the global batch.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from mobilenets_jax import config as config_lib
+from mobilenets_jax import data
+from mobilenets_jax.augment import mix
+from mobilenets_jax.datasets import Dataset, open_dataset
+from mobilenets_jax.errors import InputError
+from mobilenets_jax.model import MobileNet, create_model
+from mobilenets_jax.optim import (
+    cross_entropy,
+    ema_update,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from mobilenets_jax.state import TrainState, init_state
+
+Batch = dict[str, Any]
+
+
+class Experiment(NamedTuple):
+    """What a config describes, built.
+
+    Attributes:
+        config: the experiment's config.
+        dataset: opened.
+        model: the network.
+        schedule: step -> learning rate.
+        optimizer: with the schedule in it.
+        resolution: side of the images in pixels, beta applied.
+        steps_per_epoch: whole batches in the training split.
+        total_steps: of the whole training.
+        sharded: places a batch over all devices.
+        replicated: places a state on every device.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    model: MobileNet
+    schedule: Callable[[Any], jax.Array]
+    optimizer: optax.GradientTransformation
+    resolution: int
+    steps_per_epoch: int
+    total_steps: int
+    sharded: NamedSharding
+    replicated: NamedSharding
+
+
+def build_model(config: ConfigDict, num_classes: int) -> MobileNet:
+    """Creates the network of a config.
+
+    Raises:
+        InputError: for an unknown model, switch or value.
+    """
+    return create_model(num_classes=num_classes, **config.model)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds an experiment: opens the data, creates the network, the optimizer and the mesh.
+
+    Raises:
+        InputError: if anything in the config is wrong or does not fit.
+    """
+    config_lib.check(config)
+    dataset = open_dataset(
+        config.dataset.name,
+        data_dir=config.dataset.data_dir,
+        manual_dir=config.dataset.manual_dir,
+        train_split=config.dataset.train_split,
+        eval_split=config.dataset.eval_split,
+    )
+    if config.dataset.num_classes not in (None, dataset.num_classes):
+        raise InputError(
+            f"dataset.num_classes is {config.dataset.num_classes}, but {dataset.name} has "
+            f"{dataset.num_classes} classes: set it to None or {dataset.num_classes}."
+        )
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    model = build_model(config, dataset.num_classes)
+    resolution = config_lib.effective_resolution(config.resolution, config.beta)
+    steps_per_epoch = data.steps_per_epoch(dataset, config.batch_size)
+    total_steps = max(1, round(config.epochs * steps_per_epoch))
+    schedule = learning_rate_schedule(config.schedule, steps_per_epoch, total_steps)
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, resolution, resolution, 3)))
+    )
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        model=model,
+        schedule=schedule,
+        optimizer=make_optimizer(config.optimizer, schedule, shapes["params"]),
+        resolution=resolution,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        sharded=NamedSharding(mesh, PartitionSpec("data")),
+        replicated=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
+def initial_state(experiment: Experiment) -> TrainState:
+    """Returns the state before the first step, a function of the seed, on every device."""
+    key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0)
+    init = functools.partial(
+        init_state, experiment.model, experiment.optimizer, experiment.resolution
+    )
+    return jax.jit(init, out_shardings=experiment.replicated)(key)
+
+
+def normalize(image: jax.Array, config: ConfigDict) -> jax.Array:
+    """Maps uint8 pixels to float32, by the config's mean and standard deviation."""
+    mean = jnp.asarray(config.preprocess.mean, jnp.float32)
+    std = jnp.asarray(config.preprocess.std, jnp.float32)
+    return (image.astype(jnp.float32) - mean) / std
+
+
+def train_step(
+    experiment: Experiment, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. All its chance is a function of (seed, step).
+
+    Args:
+        experiment: static.
+        state: before the update.
+        batch: image uint8 `[B, R, R, 3]`, label int32 `[B]`.
+
+    Returns:
+        The state after the update, and the batch's mean `loss` and `accuracy` before it.
+    """
+    config, model = experiment.config, experiment.model
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    image = normalize(batch["image"], config)
+    target: jax.Array = batch["label"]
+    if config.augment.mixup or config.augment.cutmix:
+        image, target = mix(
+            image,
+            target,
+            model.spec.num_classes,
+            mix_key,
+            config.augment.mixup,
+            config.augment.cutmix,
+        )
+
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            image,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        loss = cross_entropy(logits, target, config.label_smoothing).mean()
+        return loss, (logits, updated["batch_stats"])
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = functools.partial(ema_update, decay=config.ema_decay, step=state.step)
+    state = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema_params=ema(state.ema_params, params),
+        ema_batch_stats=ema(state.ema_batch_stats, batch_stats),
+    )
+    # With mixed labels, a prediction is right if it names the larger share.
+    wanted = target if target.ndim == 1 else jnp.argmax(target, -1)
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == wanted)
+    return state, {"loss": loss, "accuracy": accuracy}
+
+
+def eval_step(
+    experiment: Experiment, params: Any, batch_stats: Any, batch: Batch
+) -> dict[str, jax.Array]:
+    """Evaluates one batch; examples with mask 0 do not count.
+
+    Returns:
+        Sums over the batch, `loss`, `correct` and `examples`, and `predicted` int32 `[B]`.
+    """
+    logits: Any = experiment.model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        normalize(batch["image"], experiment.config),
+        train=False,
+    )
+    predicted = jnp.argmax(logits, -1).astype(jnp.int32)
+    mask = batch["mask"]
+    return {
+        "loss": jnp.sum(mask * cross_entropy(logits, batch["label"], 0.0)),
+        "correct": jnp.sum(mask * (predicted == batch["label"])),
+        "examples": jnp.sum(mask),
+        "predicted": predicted,
+    }
+
+
+def compile_steps(experiment: Experiment) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns jitted `train_step(state, batch)` and `eval_step(params, batch_stats, batch)`.
+
+    The train step donates its state.
+    """
+    replicated, sharded = experiment.replicated, experiment.sharded
+    train = jax.jit(
+        functools.partial(train_step, experiment),
+        in_shardings=(replicated, sharded),
+        out_shardings=replicated,
+        donate_argnums=0,
+    )
+    sums = {"loss": replicated, "correct": replicated, "examples": replicated}
+    evaluate = jax.jit(
+        functools.partial(eval_step, experiment),
+        in_shardings=(replicated, replicated, sharded),
+        out_shardings={**sums, "predicted": sharded},
+    )
+    return train, evaluate
+
+
+def to_devices(batch: Batch, sharding: NamedSharding) -> Batch:
+    """Makes global arrays of this process's share of a batch."""
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
+    }
