@@ -8,7 +8,8 @@ argument after the colon is `key=value` pairs:
 - model: one of `mobilenets_jax.list_models()`; default mobilenet_v2.
 - dataset: digits (default), fashion_mnist, cifar10, image_folder, imagenet2012, or the name of any
   TFDS data set that is prepared as ArrayRecord.
-- recipe: default, or modern (cosine, AdamW, mixup, cutmix, random erasing, RandAugment, longer).
+- recipe: default, modern (cosine, AdamW, mixup, cutmix, random erasing, RandAugment, longer), or
+  modern_sgd (the same with SGD).
 
 Every field can be overridden: --config.model.alpha=0.75 --config.beta=0.714.
 """
@@ -18,7 +19,7 @@ from ml_collections.config_dict import placeholder
 
 from mobilenets_jax.errors import InputError, choose, nearest
 
-RECIPES = ("default", "modern")
+RECIPES = ("default", "modern", "modern_sgd")
 
 
 def parse_arg(arg: str, **defaults: str) -> dict[str, str]:
@@ -234,8 +235,17 @@ def modern(config: ConfigDict) -> None:
         cutmix=1.0,
     )
     config.optimizer.update(name="adamw", epsilon=1e-8, weight_decay=0.05, clip_norm=1.0)
-    rate = 1e-3 * config.batch_size / 1024 if config.batch_size >= 1024 else 1e-3
-    config.schedule.update(name="cosine", learning_rate=rate, warmup_epochs=5.0)
+    config.schedule.update(
+        name="cosine", learning_rate=1e-3, warmup_epochs=min(5.0, config.epochs / 10)
+    )
+
+
+def modern_sgd(config: ConfigDict) -> None:
+    """The same with SGD, at the data set's own rate and weight decay."""
+    rate, decay = config.schedule.learning_rate, config.optimizer.weight_decay
+    modern(config)
+    config.optimizer.update(name="sgd", weight_decay=decay, clip_norm=0.0)
+    config.schedule.learning_rate = rate
 
 
 DATASETS = {
@@ -255,6 +265,8 @@ def build(model: str, dataset: str, recipe: str) -> ConfigDict:
         config.dataset.num_classes = None
     if recipe == "modern":
         modern(config)
+    elif recipe == "modern_sgd":
+        modern_sgd(config)
     return config
 
 

@@ -8,7 +8,8 @@ Arguments: variant (large, small, large_minimalistic, small_minimalistic), datas
 `configs/default.py`. On ImageNet the default recipe has the paper's settings (section 6.1.1:
 RMSProp with momentum 0.9, rate 0.1 falling by 1 % every 3 epochs, batches of 4096, weight decay
 1e-5, dropout 0.2, EMA 0.9999, BN 0.99); where the paper states none, those of TensorFlow's Model
-Garden. The paper states 75.2 % (Large) and 67.4 % (Small) top-1; not measured here.
+Garden for Small, for Large too. The paper states 75.2 % (Large) and 67.4 % (Small) top-1; not
+measured here.
 """
 
 from ml_collections import ConfigDict

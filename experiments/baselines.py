@@ -62,7 +62,7 @@ def run(only: str | None, workdir: Path) -> None:
 def table() -> str:
     """Returns the Markdown table of the stored results."""
     lines = [
-        "| command: `python -m mobilenets_jax.main …` | parameters | MACs | test accuracy (n images) "
+        "| command: `python -m mobilenets_jax.main …` | parameters | MACs | test accuracy "
         "| averaged weights | training time |",
         "| --- | ---: | ---: | --- | --- | ---: |",
     ]
@@ -88,9 +88,9 @@ def table() -> str:
     device, versions = first["device"], first["versions"]
     lines += [
         "",
-        f"Median over the seeds (each seed's value in brackets, in the order of the seeds 0, 1, 2; "
-        f"one seed where there is one value), on {device['host_cores']} {device['platform'].upper()} "
-        f"cores, Python {versions['python']}, JAX {versions['jax']}, Flax {versions['flax']}. "
+        "Median over the seeds 0, 1 and 2 (each one's value in brackets; one value: seed 0 only), "
+        f"n test images, on {device['host_cores']} {device['platform'].upper()} cores, "
+        f"Python {versions['python']}, JAX {versions['jax']}, Flax {versions['flax']}. "
         "Training time is wall time with compilation and evaluation. Config, seed, versions and "
         "device of each run are in `experiments/results/`.",
     ]

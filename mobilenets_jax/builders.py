@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import re
@@ -98,8 +99,8 @@ def prepare(builder_class: Any, root: Path, find: Callable[[], Path] | None = No
         return tfds.builder_from_directory(builder.data_dir)
     except OSError as error:
         raise InputError(
-            f"Cannot prepare dataset '{builder_class.name}' in {root} ({error}): choose a place "
-            "that can be written by --config.dataset.data_dir."
+            f"Cannot prepare dataset '{builder_class.name}' in {root} ({error}): look at the "
+            "input files, or choose a place that can be written by --config.dataset.data_dir."
         ) from error
 
 
@@ -227,7 +228,7 @@ def find_fashion_mnist(manual_dir: str | None, root: Path) -> Path:
         try:
             with urllib.request.urlopen(FASHION_MNIST_URL + name, timeout=30) as response:
                 part.write_bytes(response.read())
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise InputError(
                 f"Fashion-MNIST is neither prepared nor at hand, and {FASHION_MNIST_URL}{name} "
                 f"cannot be downloaded ({error}): put the four files {', '.join(names)} into a "
@@ -333,7 +334,7 @@ def as_rgb_jpeg(image: bytes, name: str) -> bytes:
       InputError: not an image.
     """
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
             if opened.format == "JPEG" and opened.mode in ("RGB", "L"):
                 return image
             buffer = io.BytesIO()

@@ -189,23 +189,26 @@ def best_step(manager: ocp.CheckpointManager) -> int | None:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGTERM into a request to stop, which the yielded function reports.
+    """Turns the first SIGTERM or ^C into a request to stop, which the yielded function reports.
 
-    The second SIGTERM ends the process at once. The previous handler returns on leaving. For the
-    main thread only, as Python has it for signal handlers.
+    The second one ends the process at once. The previous handlers return on leaving. For the main
+    thread only, as Python has it for signal handlers.
     """
     requested = False
+    signals = (signal.SIGTERM, signal.SIGINT)
 
     def handler(number: int, frame: Any) -> None:
         nonlocal requested
         requested = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
 
-    previous = signal.signal(signal.SIGTERM, handler)
+    previous = [signal.signal(each, handler) for each in signals]
     try:
         yield lambda: requested
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, before in zip(signals, previous, strict=True):
+            signal.signal(each, before)
 
 
 def _accuracy(metrics: Mapping[str, float]) -> float:

@@ -151,7 +151,10 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a plain config, by dotted name, that a run's numbers depend on."""
-    without_effect = {"log_every", "distributed", "dataset.workers"}
+    without_effect = {
+        *("log_every", "distributed", "dataset.workers"),
+        *("eval_batch_size", "checkpoint_every"),
+    }
     # Where a prepared data set lies changes nothing; which folder of photos is read does.
     if config.get("dataset", {}).get("name") != "image_folder":
         without_effect |= {"dataset.data_dir", "dataset.manual_dir"}
@@ -226,6 +229,11 @@ def check(config: ConfigDict, overrides: Iterable[str] = ()) -> None:
 def _check_used(config: ConfigDict, key: str) -> None:
     """Raises InputError if the config's other choices make `key` one that nothing reads."""
     section, _, field = key.partition(".")
+    if key == "dataset.name":
+        raise InputError(
+            "dataset.name chooses the recipe: give it after the config's colon, as in "
+            f"--config=configs/v2.py:dataset={config.dataset.name}."
+        )
     for name, keys in (("optimizer", OPTIMIZER_KEYS), ("schedule", SCHEDULE_KEYS)):
         chosen = config[name].name
         if section == name and field not in ("name", *keys[chosen]):

@@ -94,8 +94,7 @@ def _block(spec: Spec, block: Block, name: str, shape: Shape) -> Iterator[Layer]
     if block.convolution == "standard":
         if block.se:
             yield excite(shape)
-        full = _conv(spec, f"{name}/full", "full", shape, block.kernel, block.out, block.strides)
-        yield full
+        yield _conv(spec, f"{name}/full", "full", shape, block.kernel, block.out, block.strides)
         return
     height, width = (output_size(s, block.kernel, block.strides, spec.padding) for s in shape[:2])
     weights = block.kernel**2 * block.expansion

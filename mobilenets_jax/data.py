@@ -22,12 +22,14 @@ import grain  # type: ignore[import-untyped]
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from absl import flags
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mobilenets_jax.augment import augment_train, check, evaluation_transform
 from mobilenets_jax.datasets import Dataset, Source
 from mobilenets_jax.errors import InputError
 
+# Pillow would hand others, such as EPS, to external programs.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 # A dataset whose decoded images fit into this many bytes is decoded only once per process.
 CACHE_BYTES = 256 * 2**20
 # Arrays below this come from worker processes through pipes. Blocks of shared memory are faster for
@@ -54,10 +56,15 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
         except ValueError:
             pass  # CMYK, or harmless extra bytes that PIL overlooks: PIL decides
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey instead of scaling it
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"Cannot decode the image {name} (it is none of {', '.join(FORMATS)}): replace or "
+            "remove it."
+        ) from error
     except Exception as error:
         raise InputError(
             f"Cannot decode the image {name} ({error}): replace or remove it."

@@ -18,7 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from mobilenets_jax import builders
 from mobilenets_jax.errors import InputError, nearest
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class Source(Protocol):
@@ -181,7 +181,7 @@ def _from_builder(name: str, builder: Any, train_split: str, eval_split: str) ->
                 f"Dataset '{name}' is prepared in {builder.data_dir} as "
                 f"{builder.info.file_format.value}, which cannot be read without TensorFlow: "
                 f"choose another --config.dataset.data_dir, and prepare it there by: "
-                f"{_prepare_command(name)}"
+                f"{_prepare_command(name, Path('ANOTHER'))}"
             ) from error
         except (ValueError, KeyError, AssertionError) as error:
             splits = ", ".join(f"'{s}'" for s in builder.info.splits)
@@ -193,10 +193,10 @@ def _from_builder(name: str, builder: Any, train_split: str, eval_split: str) ->
     return Dataset(name, sources[0], sources[1], tuple(classes))
 
 
-def _prepare_command(name: str) -> str:
+def _prepare_command(name: str, root: Path) -> str:
     return (
-        'pip install "mobilenets_jax[tf]" && python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
+        "pip install '.[tf]' && python -c \"import tensorflow_datasets as tfds; tfds.builder("
+        f"'{name}', data_dir='{root}', file_format='array_record').download_and_prepare()\""
     )
 
 
@@ -219,8 +219,8 @@ def _open_prepared(name: str, root: Path) -> Any:
     configs = sorted({p.parent for p in versions})
     if not versions:
         raise InputError(
-            f"Dataset '{name}' is not prepared in {root}: prepare it by {_prepare_command(name)}, "
-            "or name the place by --config.dataset.data_dir."
+            f"Dataset '{name}' is not prepared in {root}: prepare it by "
+            f"{_prepare_command(name, root)}, or name the place by --config.dataset.data_dir."
         )
     if len(configs) > 1:
         raise InputError(
@@ -233,7 +233,7 @@ def _open_prepared(name: str, root: Path) -> Any:
     except Exception as error:
         raise InputError(
             f"Cannot read the dataset in {newest} ({type(error).__name__}): delete it and prepare "
-            f"it again by {_prepare_command(name)}."
+            f"it again by {_prepare_command(name, root)}."
         ) from error
 
 
@@ -241,7 +241,7 @@ def _open_prepared(name: str, root: Path) -> Any:
 
 
 def _open_image_folder(root: str | None, train_split: str, eval_split: str) -> Dataset:
-    layout = "it must hold train/<class>/*.jpg (or .jpeg, .png) and val/<class>/*"
+    layout = "it must hold train/<class>/*.jpg (or .png, .webp, ...) and val/<class>/*"
     if not root:
         raise InputError(
             "Dataset 'image_folder' has no folder: name it by --config.dataset.manual_dir; "

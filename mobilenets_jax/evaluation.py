@@ -94,12 +94,14 @@ def _local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def evaluate_workdir(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Evaluates a workdir's latest checkpoint, under the config's evaluation settings.
+def evaluate_workdir(config: ConfigDict, workdir: Path, best: bool = False) -> dict[str, Any]:
+    """Evaluates a workdir's latest or best checkpoint, under the config's evaluation settings.
 
     Args:
         config: of the same network; resolution, crop and interpolation may differ from training.
         workdir: with checkpoints/ and config.json.
+        best: the one whose averaged weights had the highest test accuracy; it was chosen on the
+            test images, so its accuracy is an optimistic one.
 
     Returns:
         The results, also written to the workdir's eval.json.
@@ -116,7 +118,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     experiment = build(config)
     state = initial_state(experiment)
     with checkpoint.open_manager(workdir, read_only=True) as manager:
-        state, meta = checkpoint.restore(manager, state)
+        step = checkpoint.best_step(manager) if best else None
+        state, meta = checkpoint.restore(manager, state, step)
     if tuple(meta["class_names"]) != experiment.dataset.class_names:
         raise InputError(
             f"The workdir {workdir} was trained on other classes than {experiment.dataset.name}'s: "

@@ -6,7 +6,7 @@ Any field of the config can be set: --config.model.alpha=0.75 --config.beta=0.71
 be None, as model.activation, takes None for the paper's own.
 
 Owns flags, the workdir's default name and exit codes; the only place that touches flags. Exit
-codes: 0 done, 1 the loss diverged, 2 bad input, 143 stopped by SIGTERM with the state saved.
+codes: 0 done, 1 the loss diverged, 2 bad input, 143 stopped by SIGTERM or ^C, state saved.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError, choose, nearest
 
 MODES = ("train", "eval", "summary")
+CHECKPOINTS = ("latest", "best")
 CLUSTER = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 STOPPED = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -40,6 +41,7 @@ class Options(NamedTuple):
         overrides: dotted names of the fields that were set.
         workdir: as given, None if not.
         help: text to print instead of doing anything, or "".
+        checkpoint: one of `CHECKPOINTS`, to evaluate.
     """
 
     mode: str
@@ -47,6 +49,7 @@ class Options(NamedTuple):
     overrides: list[str]
     workdir: Path | None
     help: str
+    checkpoint: str = "latest"
 
 
 def _define_flags() -> flags.FlagValues:
@@ -64,6 +67,12 @@ def _define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        "latest",
+        "of --mode=eval: latest, or best, by the averaged weights' test accuracy",
+        flag_values=values,
+    )
     flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=values)
     return values
 
@@ -97,6 +106,7 @@ def parse(argv: Sequence[str]) -> Options:
     if values.help:
         return Options(values.mode, None, [], None, f"{__doc__}\n{values.main_module_help()}")
     choose("mode", values.mode, MODES)
+    choose("checkpoint", values.checkpoint, CHECKPOINTS)
     workdir = Path(values.workdir).expanduser() if values.workdir else None
     names = [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in rest) if m]
     for name in names:
@@ -120,7 +130,7 @@ def parse(argv: Sequence[str]) -> Options:
         is_none = value == "None" or (value == "none" and name != "model.shortcut")
         if is_none and config_lib.FIELDS[name].optional:
             config.update_from_flattened_dict({name: None})
-    return Options(values.mode, config, list(overrides), workdir, "")
+    return Options(values.mode, config, list(overrides), workdir, "", values.checkpoint)
 
 
 def _take_flags(
@@ -135,7 +145,8 @@ def _take_flags(
     try:
         return values(list(argv), known_only)
     except flags.UnrecognizedFlagError as error:
-        name, known = f"--{error.flagname}", ("--config", "--workdir", "--mode", "--help")
+        name = f"--{error.flagname}"
+        known = ("--config", "--workdir", "--mode", "--checkpoint", "--help")
         raise InputError(
             f"Unknown flag '{name}'.{nearest(name, known)} Choose one of: {', '.join(known)}, or "
             "--config.field=value."
@@ -160,6 +171,10 @@ def _load(file: str, fields: flags.FlagValues, argv: Sequence[str]) -> None:
             f"There is no config file '{path}'.{nearest(path, files)} Give e.g. "
             "--config=configs/v2.py."
         )
+
+    # A config imports its neighbours as `configs.default`, from wherever the command is run.
+    if (root := str(Path(path).resolve().parents[1])) not in sys.path:
+        sys.path.append(root)
 
     def lines(error: BaseException) -> list[int | None]:
         frames = traceback.extract_tb(error.__traceback__)
@@ -225,7 +240,7 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         InputError: for bad input.
     """
-    mode, config, overrides, workdir, text = parse(argv)
+    mode, config, overrides, workdir, text, which = parse(argv)
     if text:
         print(text)
         return 0
@@ -233,7 +248,7 @@ def run(argv: Sequence[str]) -> int:
         raise InputError("No config was given: use e.g. --config=configs/v2.py.")
     config_lib.check(config, overrides)
 
-    # Imported late, so that bad flags are answered at once.
+    # Imported late: Grain, Orbax and TFDS take seconds, and bad flags need none of them.
     import jax
 
     from mobilenets_jax import costs, evaluation, logs, steps, train
@@ -261,7 +276,9 @@ def run(argv: Sequence[str]) -> int:
                 f"machine, or set JAX_COORDINATOR_ADDRESS, {' and '.join(CLUSTER.values())}."
             ) from error
     if mode == "eval":
-        logs.say(json.dumps(evaluation.evaluate_workdir(config, workdir), indent=2))
+        logs.say(
+            json.dumps(evaluation.evaluate_workdir(config, workdir, which == "best"), indent=2)
+        )
         return 0
     try:
         return 0 if train.train(config, workdir) else STOPPED

@@ -20,7 +20,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mobilenets_jax import config as config_lib
-from mobilenets_jax import data
 from mobilenets_jax.augment import mix
 from mobilenets_jax.datasets import Dataset, open_dataset
 from mobilenets_jax.errors import InputError
@@ -95,7 +94,8 @@ def build(config: ConfigDict) -> Experiment:
     mesh = Mesh(np.array(jax.devices()), ("data",))
     model = build_model(config, dataset.num_classes)
     resolution = config_lib.effective_resolution(config.resolution, config.beta)
-    steps_per_epoch = data.steps_per_epoch(dataset, config.batch_size)
+    # 0 is refused by who trains; an evaluation needs no training split of any size.
+    steps_per_epoch = max(1, len(dataset.train) // config.batch_size)
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     schedule = learning_rate_schedule(config.schedule, steps_per_epoch, total_steps)
     shapes = jax.eval_shape(

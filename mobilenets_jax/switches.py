@@ -104,12 +104,15 @@ def set_se(spec: Spec, on: bool) -> Spec:
 
 
 def set_hswish_from(spec: Spec, resolution: int) -> Spec:
-    """h-swish where feature maps have at most `resolution` pixels a side, ReLU above (V3, Table 5).
+    """h-swish where feature maps have at most `resolution` pixels a side, ReLU above.
+
+    V3's Table 5 counts channels instead: its h-swish@16 is 112 here, its own network (@80) is 14
+    with h-swish in the stem too, and its @112, which starts within the 14-pixel blocks, has no
+    counterpart.
 
     Args:
         spec: the network.
-        resolution: of a block's output in the 224-pixel network: 112, 56, 28, 14 or 7. With 14,
-            V3-Large keeps its own blocks and has ReLU in the stem.
+        resolution: of a block's output in the 224-pixel network: 112, 56, 28, 14 or 7.
 
     Raises:
         InputError: for another resolution.
@@ -268,7 +271,7 @@ def build_spec(
     spec = table(name)
     for key, value in switches.items():
         choose("model switch", key, (*SWITCHES, *_FIELDS, *_ARGUMENTS))
-        if key in _FLAGS and value not in (None, True, False):
+        if key in _FLAGS and not (value is None or isinstance(value, bool)):
             raise InputError(f"{key} must be True, False or None, not {value!r}.")
     for key, switch in SWITCHES.items():
         if switches.get(key) is not None:

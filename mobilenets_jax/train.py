@@ -129,6 +129,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     if result is not None:
         return result
     experiment = build(config)
+    data.steps_per_epoch(experiment.dataset, config.batch_size)
     devices = experiment.sharded.mesh.size
     if config.batch_size % devices:
         raise InputError(

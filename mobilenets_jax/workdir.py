@@ -27,9 +27,13 @@ def finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         InputError: if the workdir is of another config, or unreadable.
     """
     path = workdir / "result.json"
-    if (workdir / "config.json").exists():
-        check_workdir(config_lib.plain(config), workdir)
-    if not path.exists():
+    try:
+        is_finished = path.exists()
+        if is_finished or (workdir / "config.json").exists():
+            check_workdir(config_lib.plain(config), workdir)
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    if not is_finished:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))

@@ -507,13 +507,15 @@ with checkpoint.preemption() as stop_requested:
 """
 
 
-def test_a_second_sigterm_kills():
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_kills(first, second):
     with child(TERMINATED) as process:
         assert process.stdout.readline() == "ready\n"
-        process.terminate()
+        process.send_signal(first)
         assert process.stdout.readline() == "stopping\n"
-        process.terminate()
-        assert process.wait(10) == -signal.SIGTERM
+        process.send_signal(second)
+        assert process.wait(10) == -second
 
 
 def test_meta_must_be_json(manager):

@@ -593,9 +593,9 @@ def test_unprepared_dataset_says_the_command(tmp_path):
         open_dataset("cifar10", data_dir=str(tmp_path))
     assert str(error.value) == (
         f"Dataset 'cifar10' is not prepared in {tmp_path}: prepare it by "
-        'pip install "mobilenets_jax[tf]" && python -c "import tensorflow_datasets as tfds; '
-        "tfds.builder('cifar10', file_format='array_record').download_and_prepare()\", or name the "
-        "place by --config.dataset.data_dir."
+        "pip install '.[tf]' && python -c \"import tensorflow_datasets as tfds; tfds.builder("
+        f"'cifar10', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()\", "
+        "or name the place by --config.dataset.data_dir."
     )
 
 

@@ -461,7 +461,7 @@ def evaluated(monkeypatch):
     """Replaces the evaluation; holds the configs that it was asked for."""
     configs = []
 
-    def fake(config, workdir):
+    def fake(config, workdir, best):
         config_lib.check(config)
         configs.append(config)
         return {"test_accuracy": 1.0}

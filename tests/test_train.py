@@ -478,6 +478,14 @@ def test_pictured_images_are_spread_over_the_test_split(experiment, final, refer
         assert pictured.predicted[i] == reference["test_ema"][2][position]
 
 
+def test_padding_is_not_pictured(make, final):
+    experiment = steps.build(make(dataset__eval_split="test[:20]"))
+    _, pictured = evaluation.evaluate(experiment, steps.compile_steps(experiment)[1], final)
+    labels = [experiment.dataset.test[i]["label"] for i in range(20)]
+    assert pictured.labels.tolist() == labels
+    assert len(pictured.images) == len(pictured.predicted) == 20
+
+
 # devices ------------------------------------------------------------------------------------------
 
 
@@ -563,6 +571,18 @@ def test_averages_follow_the_formula(experiment):
         assert len(far) > len(raw) / 2
 
 
+def test_statistics_move_from_their_own_last_values(make):
+    """BatchNorm's momentum, 0.9, is what is left of a difference; weights do not notice it."""
+    experiment, batch, states, _ = plain_steps(make, 2)
+    after, _ = steps.train_step(experiment, states[2], batch)
+    shifted = jax.tree.map(lambda leaf: leaf + 1.0, states[2].batch_stats)
+    other, _ = steps.train_step(experiment, states[2].replace(batch_stats=shifted), batch)
+    moved = jax.tree.map(lambda a, b: np.asarray(a - b), other.batch_stats, after.batch_stats)
+    for leaf in jax.tree.leaves(moved):
+        np.testing.assert_allclose(leaf, 0.9, rtol=1e-5)
+    tiny.assert_same_bits(tiny.named(other.params), tiny.named(after.params))
+
+
 # what each field of the config changes ------------------------------------------------------------
 
 # The config whose fields are changed one by one: nothing that is random or that regularizes.
@@ -615,6 +635,11 @@ def plain(make):
     return first_step(make)
 
 
+def named(value):
+    """Names a parametrization by its fields."""
+    return ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None
+
+
 def changed(found, plain):
     """Returns the names of what differs."""
 
@@ -664,7 +689,7 @@ def changed(found, plain):
         ({"eval_batch_size": 8}, set()),
         ({"dataset__workers": 0, "log_every": 1}, set()),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_field_changes_what_it_should_and_nothing_else(make, plain, fields, expected):
     assert changed(first_step(make, **fields), plain) == expected
@@ -688,11 +713,26 @@ def rmsprop(more):
         rmsprop({"optimizer__epsilon": 0.1}),
         rmsprop({"schedule__learning_rate": 0.2}),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_field_that_needs_another(make, fields, more, expected):
     found = first_step(make, **{**fields, **more})
     assert changed(found, first_step(make, **fields)) == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"model__dropout": 0.5}, {"augment__mixup": 1.0}, {"augment__cutmix": 1.0}],
+    ids=named,
+)
+def test_chance_depends_on_the_step_and_on_nothing_before_it(make, fields):
+    """The same weights and the same batch at two steps."""
+    experiment, batch, (state, _), _ = plain_steps(make, 1, **fields)
+    losses = [
+        float(steps.train_step(experiment, state.replace(step=jnp.int32(step)), batch)[1]["loss"])
+        for step in (3, 4, 3)
+    ]
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_weight_decay_on_depthwise_kernels_alone(make):
@@ -817,11 +857,26 @@ def stopped(make, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_stop_before_an_evaluation_is_made_up_for(trained, stopped, make, tmp_path, capsys):
+def test_a_stop_before_an_evaluation_is_made_up_for(
+    trained, stopped, make, tmp_path, monkeypatch, capsys
+):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
-    assert run(make(), workdir) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 12)
+        assert run(make(), workdir) == 143
     assert "Resuming from step 11." in capsys.readouterr().out
+    with checkpoint.open_manager(workdir, read_only=True) as manager:
+        assert list(manager.all_steps()) == [11, 12]
+        assert checkpoint.best_step(manager) == 11
+        assert checkpoint.read_meta(manager, 11)["evaluated"] is True
+        (accuracy,) = [
+            line["accuracy"]
+            for line in tiny.metrics(trained)
+            if (line["step"], line["split"]) == (11, "test_ema")
+        ]
+        assert manager.metrics(11) == {"accuracy": accuracy}
+    assert run(make(), workdir) == 0
     assert_same_training(workdir, trained, make())
 
 
@@ -896,8 +951,12 @@ def test_meter_means_and_speed(monkeypatch):
     clock = iter([10.0, 11.0, 13.0, 20.0, 24.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     meter = train.Meter()
+    looked_at = []
     for step in range(1, 4):
         meter.add(step, {"loss": jnp.float32(step), "accuracy": jnp.float32(0.5)})
+        looked_at.append(meter.sums["steps"])
+    # The first, with which the clock starts, at once; then one step late.
+    assert looked_at == [1, 1, 2]
     meter.settle()
     # Step 1 starts the clock at 10; steps 2 and 3 end at 11 and 13.
     assert meter.line() == {"loss": 2.0, "accuracy": 0.5, "rate": 2 / 3}
