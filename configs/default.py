@@ -167,9 +167,10 @@ def fashion_mnist(config: ConfigDict) -> None:
     config.dataset.num_classes = 10
     config.model.drop_strides = 1
     config.batch_size = 64
-    config.epochs = 3.0
+    config.epochs = 2.5
     config.ema_decay = 0.995
-    config.augment.update(crop="pad", padding=2, flip=True)
+    config.label_smoothing = 0.0  # this, like stronger augmentation, pays in longer runs
+    config.augment.flip = True
     config.schedule.update(learning_rate=0.05, warmup_epochs=0.2)
 
 

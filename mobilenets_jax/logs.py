@@ -75,9 +75,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             metrics.append(json.loads(line))
-        except ValueError as error:
+            metrics[-1]["step"]
+        except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"Line {number} of metrics file {path} is not JSON: delete this line."
+                f"Line {number} of metrics file {path} is not JSON with a step: delete this line."
             ) from error
     return metrics
 

@@ -222,6 +222,8 @@ def ema_update(ema: PyTree, new: PyTree, decay: float, step: jax.typing.ArrayLik
     """
     if not 0 <= decay < 1:
         raise InputError(f"ema_decay is {decay} but must be at least 0 and below 1.")
+    if decay == 0:
+        return new
     # 1 - d, written so that no float32 value close to 1 is subtracted from 1.
     share = jnp.maximum(1.0 - decay, 9.0 / (10.0 + jnp.asarray(step, jnp.float32)))
     return jax.tree.map(

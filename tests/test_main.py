@@ -187,7 +187,7 @@ def test_an_error_of_the_program_is_not_dressed_up_as_bad_input(cli, monkeypatch
         ([V2, "model.alpha=3"], "Unknown argument 'model.alpha=3': give --config=FILE.py, or "),
         ([V2, "--config.model.se", "true"], "Unknown argument 'true': give --config=FILE.py, or "),
         ([V2, "--confg=3"], "Unknown flag '--confg'. Did you mean '--config'? Choose one of: "
-         "--config, --workdir, --mode, --help, or --config.field=value."),
+         "--config, --workdir, --mode, --checkpoint, --help, or --config.field=value."),
         ([V2, "--wrkdir=w"], "Unknown flag '--wrkdir'. Did you mean '--workdir'?"),
         ([V2, "--model.alpha=3"], "Unknown flag '--model.alpha'."),
         ([V2, "--mode"], "Missing value for flag --mode: give every flag as --flag=value."),
