@@ -4,6 +4,8 @@
     python -m mobilenets_jax.main --config=configs/v2.py:dataset=fashion_mnist
     python -m mobilenets_jax.main --config=configs/v2.py:dataset=imagenet2012
 
+Expected on digits: 98.9 % test accuracy (median of seeds 0, 1, 2; see the README).
+
 Arguments: dataset, recipe; see `configs/default.py`. On ImageNet the default recipe has the
 paper's settings (section 6.1: RMSProp with decay and momentum 0.9, rate 0.045 falling by 2 % an
 epoch, batches of 96, weight decay 4e-5), and TF-slim's where the paper states none. The paper

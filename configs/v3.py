@@ -4,6 +4,9 @@
     python -m mobilenets_jax.main --config=configs/v3.py:variant=small
     python -m mobilenets_jax.main --config=configs/v3.py:variant=small,dataset=imagenet2012
 
+Expected on digits: 98.6 % test accuracy, Large and Small alike (median of seeds 0, 1, 2; see the
+README).
+
 Arguments: variant (large, small, large_minimalistic, small_minimalistic), dataset, recipe; see
 `configs/default.py`. On ImageNet the default recipe has the paper's settings (section 6.1.1:
 RMSProp with momentum 0.9, rate 0.1 falling by 1 % every 3 epochs, batches of 4096, weight decay

@@ -91,7 +91,8 @@ def table() -> str:
         "Median over the seeds 0, 1 and 2 (each one's value in brackets; one value: seed 0 only), "
         f"n test images, on {device['host_cores']} {device['platform'].upper()} cores, "
         f"Python {versions['python']}, JAX {versions['jax']}, Flax {versions['flax']}. "
-        "Training time is wall time with compilation and evaluation. Config, seed, versions and "
+        "Training time is wall time with compilation and evaluation; other programs ran on the "
+        "same cores during those on digits, which are upper bounds. Config, seed, versions and "
         "device of each run are in `experiments/results/`.",
     ]
     return "\n".join(lines)

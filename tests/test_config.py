@@ -638,6 +638,8 @@ WITHOUT_EFFECT = {
     "log_every": 7,
     "distributed": True,
     "dataset__workers": 2,
+    "eval_batch_size": 7,
+    "checkpoint_every": 7.0,
     "dataset__data_dir": "/elsewhere",
     "dataset__manual_dir": "/elsewhere",
 }

@@ -89,6 +89,23 @@ def test_killed_then_stopped_then_finished(tmp_path, uninterrupted, environment,
     assert_same_training(workdir, uninterrupted, dataset__data_dir=data_dir)
 
 
+def test_killed_at_random_steps(tmp_path, uninterrupted, environment, data_dir):
+    """The long variant of this is marked slow."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")  # shown if the test fails
+    rng = random.Random(seed)
+    workdir = tmp_path / "run"
+    for _ in range(2):
+        step = rng.randrange((saved_steps(workdir) or [0])[-1] + 1, 40)
+        training = tiny.Training(workdir, environment, dataset__data_dir=data_dir)
+        if training.wait_until(lambda training=training, step=step: training.step() >= step):
+            training.signal(signal.SIGKILL)
+        assert training.end() in (0, -signal.SIGKILL), training.output()
+    training = tiny.Training(workdir, environment, dataset__data_dir=data_dir)
+    assert training.end() == 0, training.output()
+    assert_same_training(workdir, uninterrupted, dataset__data_dir=data_dir)
+
+
 def wait_for_moment(training, kind, workdir):
     """Waits for the first step, or for a save after it; False if the training ends before."""
     if kind == "start":
