@@ -166,12 +166,12 @@ def fashion_mnist(config: ConfigDict) -> None:
     small_images(config)
     config.dataset.num_classes = 10
     config.model.drop_strides = 1
-    config.batch_size = 64
+    config.batch_size = 32
     config.epochs = 2.5
-    config.ema_decay = 0.995
+    config.ema_decay = 0.998
     config.label_smoothing = 0.0  # this, like stronger augmentation, pays in longer runs
     config.augment.flip = True
-    config.schedule.update(learning_rate=0.05, warmup_epochs=0.2)
+    config.schedule.update(learning_rate=0.03, warmup_epochs=0.1)
 
 
 def cifar10(config: ConfigDict) -> None:
