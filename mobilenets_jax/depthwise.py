@@ -1,7 +1,7 @@
 """Depthwise convolution in forms that XLA can fuse, forward and both gradients.
 
-Owns how a depthwise convolution is computed on each platform. Knows nothing of layers or specs
-beyond the padding arithmetic.
+Owns how a depthwise convolution is computed, and which form each platform gets. Knows nothing of
+layers or specs beyond the padding arithmetic.
 
 XLA:CPU lowers a grouped convolution to one contraction per channel, and its weight gradient to a
 dense C×C convolution masked to its diagonal. A sum of k² shifted multiply-adds is elementwise work
@@ -9,69 +9,53 @@ that fuses with what surrounds it; elsewhere the grouped convolution stays.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mobilenets_jax.errors import choose
 from mobilenets_jax.specs import pad_amounts
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
+# Of the weight gradient: at most so many images are added before they meet an accumulator …
+_MAX_UNROLL = 8
+# … and with fewer rows a loop over them costs more than it saves. Both measured on CPU.
+_MIN_ROWS = 3
 
-def depthwise_conv(x: Array, kernel: Array, strides: int, padding: str) -> Array:
+
+def depthwise_conv(
+    x: Array, kernel: Array, strides: int, padding: str, implementation: str | None = None
+) -> Array:
     """Convolves each channel with its own k×k kernel.
 
     Args:
         x: `[N, H, W, C]`.
-        kernel: `[k, k, C]`, of x's dtype.
+        kernel: `[k, k, C]`, of x's dtype, k odd.
         strides: 1 or 2, along both axes.
         padding: one of `specs.PADDINGS`.
+        implementation: one of `IMPLEMENTATIONS`; None takes the platform's, from `PLATFORMS`, when
+            the computation is lowered for it.
 
     Returns:
         `[N, H', W', C]` of x's dtype, accumulated in float32 (float64 for float64).
+
+    Raises:
+        InputError: for an unknown implementation.
     """
+    if implementation is not None:
+        choose("depthwise implementation", implementation, IMPLEMENTATIONS)
     k = kernel.shape[0]
     pads = tuple(pad_amounts(size, k, strides, padding) for size in x.shape[1:3])
-    return _convolve(x, kernel, strides, pads)
+    return _convolve(x, kernel, strides, pads, implementation)
 
 
-def _dispatch(x: Array, kernel: Array, strides: int, pads: Pads) -> Array:
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_shift, strides=strides, pads=pads),
-        default=functools.partial(_grouped, strides=strides, pads=pads),
-    )
-
-
-_convolve = jax.custom_vjp(_dispatch, nondiff_argnums=(2, 3))
-
-
-def _convolve_forward(x: Array, kernel: Array, strides: int, pads: Pads) -> Any:
-    # Not _convolve: forward mode over this rule gives second derivatives.
-    return _dispatch(x, kernel, strides, pads), (x, kernel)
-
-
-def _convolve_backward(strides: int, pads: Pads, residuals: Any, g: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    return lax.platform_dependent(
-        x,
-        kernel,
-        g,
-        cpu=functools.partial(_shift_gradients, strides=strides, pads=pads),
-        default=functools.partial(_grouped_gradients, strides=strides, pads=pads),
-    )
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _grouped(x: Array, kernel: Array, *, strides: int, pads: Pads) -> Array:
-    """XLA's grouped convolution: the reference."""
+def _lax(x: Array, kernel: Array, *, strides: int, pads: Pads) -> Array:
+    """XLA's grouped convolution: the reference, and what exporters understand."""
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
@@ -82,10 +66,10 @@ def _grouped(x: Array, kernel: Array, *, strides: int, pads: Pads) -> Array:
     )
 
 
-def _grouped_gradients(
+def _lax_gradients(
     x: Array, kernel: Array, g: Array, *, strides: int, pads: Pads
 ) -> tuple[Array, Array]:
-    _, vjp = jax.vjp(functools.partial(_grouped, strides=strides, pads=pads), x, kernel)
+    _, vjp = jax.vjp(functools.partial(_lax, strides=strides, pads=pads), x, kernel)
     return vjp(g)
 
 
@@ -93,50 +77,177 @@ def _accumulator(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _taps(x: Array, k: int, strides: int, pads: Pads) -> Iterator[tuple[int, int, Array]]:
+def _pad(x: Array, height: tuple[int, int], width: tuple[int, int]) -> Array:
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*height, 0), (*width, 0), (0, 0, 0)))
+
+
+def _windows(x: Array, k: int, strides: int) -> Iterator[tuple[int, int, Array]]:
     """The k² strided windows of the padded input, `[N, H', W', C]` each."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     n, height, width, channels = x.shape
-    stop_h = height - k + 1
-    stop_w = width - k + 1
     for i in range(k):
         for j in range(k):
-            yield (
-                i,
-                j,
-                lax.slice(
-                    x,
-                    (0, i, j, 0),
-                    (n, i + stop_h, j + stop_w, channels),
-                    (1, strides, strides, 1),
-                ),
-            )
+            stop = (n, height - k + 1 + i, width - k + 1 + j, channels)
+            yield i, j, lax.slice(x, (0, i, j, 0), stop, (1, strides, strides, 1))
 
 
 def _shift(x: Array, kernel: Array, *, strides: int, pads: Pads) -> Array:
     """Sum of k² shifted multiply-adds."""
     dtype = _accumulator(x.dtype)
     kernel = kernel.astype(dtype)
-    taps = _taps(x, kernel.shape[0], strides, pads)
-    total = sum(tap.astype(dtype) * kernel[i, j] for i, j, tap in taps)
-    return jnp.asarray(total).astype(x.dtype)
+    total = jnp.zeros((), dtype)
+    for i, j, window in _windows(_pad(x, *pads), kernel.shape[0], strides):
+        total = total + window.astype(dtype) * kernel[i, j]
+    return total.astype(x.dtype)
 
 
 def _shift_gradients(
     x: Array, kernel: Array, g: Array, *, strides: int, pads: Pads
 ) -> tuple[Array, Array]:
-    dtype = _accumulator(x.dtype)
-    k = kernel.shape[0]
-
-    # Input gradient: the same sum over the gradient spread by the strides, kernel turned by 180°.
-    edges = [
-        (k - 1 - before, size + before - 1 - (out - 1) * strides, strides - 1)
-        for size, out, (before, _) in zip(x.shape[1:3], g.shape[1:3], pads, strict=True)
-    ]
-    spread = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    dx = _shift(spread, kernel[::-1, ::-1].astype(g.dtype), strides=1, pads=((0, 0), (0, 0)))
-
-    g = g.astype(dtype)
-    rows = [jnp.sum(tap.astype(dtype) * g, (0, 1, 2)) for _, _, tap in _taps(x, k, strides, pads)]
-    dkernel = jnp.stack(rows).reshape(kernel.shape)
+    # Padded again as in the forward pass: XLA keeps that one array, and none without its padding.
+    padded = _pad(x, *pads)
+    # One array of g, instead of what makes it fused into each of its readers.
+    g = lax.optimization_barrier(g)
+    dx = _input_gradient(kernel, g, padded.shape, strides)
+    (top, _), (left, _) = pads
+    dx = lax.slice(
+        dx, (0, top, left, 0), (x.shape[0], top + x.shape[1], left + x.shape[2], x.shape[3])
+    )
+    if g.shape[1] < _MIN_ROWS:
+        dkernel = _small_kernel_gradient(x, g, kernel.shape[0], strides, pads)
+    else:
+        dkernel = _kernel_gradient(padded, g, kernel.shape[0], strides)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+def _input_gradient(kernel: Array, g: Array, shape: tuple[int, ...], strides: int) -> Array:
+    """Gradient of the padded input, `shape` or a little larger.
+
+    Row strides·a + p of the input met the kernel's rows p, p + strides, … alone: each such phase is
+    a convolution of g with stride 1, so no zero between g's elements is multiplied.
+    """
+    dtype, k = _accumulator(g.dtype), kernel.shape[0]
+    kernel = kernel.astype(dtype)
+    margin = (k - 1) // strides
+    rows, columns = (-(-size // strides) for size in shape[1:3])
+    g = _pad(g, (margin, rows - g.shape[1]), (margin, columns - g.shape[2]))
+
+    def phase(p: int, q: int) -> Array:
+        total = jnp.zeros((), dtype)
+        for a, i in enumerate(range(p, k, strides)):
+            for b, j in enumerate(range(q, k, strides)):
+                top, left = margin - a, margin - b
+                window = g[:, top : top + rows, left : left + columns]
+                total = total + window.astype(dtype) * kernel[i, j]
+        return jnp.broadcast_to(total, (g.shape[0], rows, columns, g.shape[3]))
+
+    if strides == 1:
+        return phase(0, 0)
+    phases = [jnp.stack([phase(p, q) for q in range(strides)], 3) for p in range(strides)]
+    return jnp.stack(phases, 2).reshape(shape[0], rows * strides, columns * strides, shape[3])
+
+
+def _small_kernel_gradient(x: Array, g: Array, k: int, strides: int, pads: Pads) -> Array:
+    """Gradient of the kernel where feature maps have a few rows: `[k, k, C]`.
+
+    A column reduction for each tap, over the outputs that it gave something other than padding.
+    """
+    dtype = _accumulator(x.dtype)
+
+    def met(tap: int, axis: int) -> tuple[slice, slice]:
+        size, outputs, before = x.shape[axis], g.shape[axis], pads[axis - 1][0]
+        first = max(0, -((tap - before) // strides))
+        last = min(outputs - 1, (size - 1 + before - tap) // strides)
+        start = first * strides + tap - before
+        count = max(0, last - first + 1)
+        return (
+            slice(start, start + (count - 1) * strides + 1 if count else start, strides),
+            slice(first, first + count),
+        )
+
+    sums = []
+    for i in range(k):
+        for j in range(k):
+            (x_rows, g_rows), (x_columns, g_columns) = met(i, 1), met(j, 2)
+            window, gradient = x[:, x_rows, x_columns], g[:, g_rows, g_columns]
+            sums.append(jnp.sum(window.astype(dtype) * gradient.astype(dtype), (0, 1, 2)))
+    return jnp.stack(sums).reshape(k, k, x.shape[3])
+
+
+def _kernel_gradient(x: Array, g: Array, k: int, strides: int) -> Array:
+    """Gradient of the kernel from the padded input: `[k, k, C]`.
+
+    A sum over images, rows and columns. As k² column reductions it reads both arrays from memory k²
+    times; a loop over rows, with an accumulator for each tap, finds them in the cache. The
+    innermost sums over a few images are unrolled: they cost no access to an accumulator.
+    """
+    dtype = _accumulator(x.dtype)
+    n, rows, columns, channels = g.shape
+    # Groups that a mesh can share out, or devices would exchange activations.
+    devices = jax.device_count()
+    unroll = max(
+        u
+        for u in range(1, _MAX_UNROLL + 1)
+        if u == 1 or (n % u == 0 and n // u >= 4 and n // u % devices == 0)
+    )
+    groups = n // unroll
+    width = (columns - 1) * strides + 1
+
+    def add_row(row: Any, sums: list[Array]) -> list[Array]:
+        # Not outside of the loop: XLA would fuse the padding with that, and pad twice.
+        xs = x.reshape(groups, unroll, *x.shape[1:])
+        gs = g.reshape(groups, unroll, *g.shape[1:])
+        sums = list(sums)
+        for image in range(unroll):
+            start, size = (0, image, row, 0, 0), (groups, 1, 1, columns, channels)
+            gradient = lax.dynamic_slice(gs, start, size)[:, 0, 0].astype(dtype)
+            for tap in range(k * k):
+                start = (0, image, row * strides + tap // k, tap % k, 0)
+                window = lax.dynamic_slice(xs, start, (groups, 1, 1, width, channels))
+                sums[tap] += window[:, 0, 0, ::strides].astype(dtype) * gradient
+        return sums
+
+    zeros = [jnp.zeros((groups, columns, channels), dtype)] * (k * k)
+    sums = lax.fori_loop(0, rows, add_row, zeros)
+    return jnp.stack([jnp.sum(total, (0, 1)) for total in sums]).reshape(k, k, channels)
+
+
+# name -> (forward, both gradients)
+IMPLEMENTATIONS: dict[str, tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]] = {
+    "lax": (_lax, _lax_gradients),
+    "shift": (_shift, _shift_gradients),
+}
+# The fastest for training on each platform, measured: docs/benchmarks.md. "default" is every other.
+PLATFORMS = {"cpu": "shift", "default": "lax"}
+
+
+def _dispatch(which: int, implementation: str | None, arrays: Any, **numbers: Any) -> Any:
+    if implementation is not None:
+        return IMPLEMENTATIONS[implementation][which](*arrays, **numbers)
+    branches = {
+        platform: functools.partial(IMPLEMENTATIONS[name][which], **numbers)
+        for platform, name in PLATFORMS.items()
+    }
+    return lax.platform_dependent(*arrays, **branches)
+
+
+def _forward(x: Array, kernel: Array, strides: int, pads: Pads, implementation: str | None) -> Any:
+    return _dispatch(0, implementation, (x, kernel), strides=strides, pads=pads)
+
+
+_convolve = jax.custom_vjp(_forward, nondiff_argnums=(2, 3, 4))
+
+
+def _convolve_forward(
+    x: Array, kernel: Array, strides: int, pads: Pads, implementation: str | None
+) -> Any:
+    # Not _convolve: forward mode over this rule gives second derivatives.
+    return _forward(x, kernel, strides, pads, implementation), (x, kernel)
+
+
+def _convolve_backward(
+    strides: int, pads: Pads, implementation: str | None, residuals: Any, g: Array
+) -> tuple[Array, Array]:
+    return _dispatch(1, implementation, (*residuals, g), strides=strides, pads=pads)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)

@@ -1,0 +1,71 @@
+"""XLA:CPU's own program for the networks shows that the depthwise work fuses."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mobilenets_jax.model import create_model
+
+NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
+
+
+def inference_hlo(name, alpha=0.5, **arguments):
+    model = create_model(name, 10, alpha, **arguments)
+    x = jnp.zeros((2, 64, 64, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    compiled = jax.jit(functools.partial(model.apply, train=False)).lower(variables, x).compile()
+    return model.spec, compiled.as_text()
+
+
+def computations(hlo):
+    """Name -> its instructions as (opcode, op_name, line)."""
+    found, name = {}, None
+    for line in hlo.splitlines():
+        if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name = start[1]
+            found[name] = []
+        elif instruction := re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = .*? ([\w\-]+)\(", line):
+            op_name = re.search(r'op_name="([^"]*)"', line)
+            found[name].append((instruction[1], op_name[1] if op_name else "", line))
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activation(name):
+    spec, hlo = inference_hlo(name)
+    assert not re.search(r" convolution\(", hlo)
+    bodies = computations(hlo)
+    for i, block in enumerate(spec.blocks):
+        layer = f"/blocks_{i}/depthwise/"
+
+        def products(body, layer=layer):
+            return sum(
+                code == "multiply" and layer in op and "/bn/" not in op for code, op, _ in body
+            )
+
+        holders = {key: body for key, body in bodies.items() if products(body)}
+        # After ReLU, XLA finds it cheaper to convolve twice, for squeeze-and-excite's mean and for
+        # its product, than to keep the result.
+        assert len(holders) == (2 if block.se and block.activation == "relu" else 1)
+        for holder, body in holders.items():
+            # All k² products in one computation, which one instruction of the program calls …
+            assert products(body) == block.kernel**2
+            (call,) = [line for line in hlo.splitlines() if re.search(rf"calls=%?{holder}\b", line)]
+            assert " fusion(" in call
+            # … and whose result is the activation's or what follows, not the convolution's.
+            (root,) = [op for _, op, line in body if line.lstrip().startswith("ROOT")]
+            assert f"{layer}bn/" in root + call or f"/blocks_{i}/se/" in root + call
+
+
+def test_another_implementation_would_be_seen():
+    """XLA's grouped convolution has no such products."""
+    spec, hlo = inference_hlo("mobilenet_v2", depthwise_implementation="lax")
+    for i in range(len(spec.blocks)):
+        layer = f"/blocks_{i}/depthwise/"
+        for body in computations(hlo).values():
+            assert not any(
+                code == "multiply" and layer in op and "/bn/" not in op for code, op, _ in body
+            )
