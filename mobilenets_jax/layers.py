@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from mobilenets_jax.depthwise import depthwise_conv
+from mobilenets_jax.norm import BatchNorm
 from mobilenets_jax.specs import Block, Spec, pad_amounts
+from mobilenets_jax.stem import stem_conv
 
 Array = jax.Array
 
@@ -67,7 +69,7 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias → BatchNorm → activation.
+    """Convolution without bias → BatchNorm → activation; folded, convolution with bias instead.
 
     Attributes:
         spec: gives padding and BatchNorm constants.
@@ -77,6 +79,8 @@ class ConvBN(nn.Module):
         activation: one of `specs.ACTIVATIONS`.
         depthwise: one kernel per channel.
         dtype: of the computation; parameters and statistics are float32.
+        folded: a bias stands for BatchNorm, see `fold.fold_batch_norm`.
+        depthwise_implementation: see `depthwise.depthwise_conv`.
 
     The kernel is `[k, k, C]` (depthwise), `[I, O]` (1×1) or `[k, k, I, O]`.
     """
@@ -88,6 +92,8 @@ class ConvBN(nn.Module):
     activation: str = "linear"
     depthwise: bool = False
     dtype: Any = jnp.float32
+    folded: bool = False
+    depthwise_implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -96,7 +102,13 @@ class ConvBN(nn.Module):
         x = x.astype(self.dtype)
         if self.depthwise:
             kernel = self.param("kernel", _depthwise_init, (k, k, channels), jnp.float32)
-            x = depthwise_conv(x, kernel.astype(self.dtype), self.strides, self.spec.padding)
+            x = depthwise_conv(
+                x,
+                kernel.astype(self.dtype),
+                self.strides,
+                self.spec.padding,
+                self.depthwise_implementation,
+            )
         elif k == 1 and self.strides == 1:
             kernel = self.param("kernel", _fan_out, (channels, self.out), jnp.float32)
             x = pointwise_conv(x, kernel.astype(self.dtype))
@@ -105,21 +117,24 @@ class ConvBN(nn.Module):
             # Keras V1's fixed padding is that of its depthwise layers; its stem pads "same".
             fixed = self.spec.padding == "bottom_right"
             padding = "same" if fixed else self.spec.padding
-            x = lax.conv_general_dilated(
-                x,
-                kernel.astype(self.dtype),
-                (self.strides, self.strides),
-                [pad_amounts(size, k, self.strides, padding) for size in x.shape[1:3]],
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.spec.bn_momentum,
-            epsilon=self.spec.bn_epsilon,
-            dtype=self.dtype,
-            name="bn",
-        )(x)
-        return ACTIVATIONS[self.activation](x)
+            pads = tuple(pad_amounts(size, k, self.strides, padding) for size in x.shape[1:3])
+            if channels <= 4:
+                x = stem_conv(x, kernel.astype(self.dtype), self.strides, pads)
+            else:
+                x = lax.conv_general_dilated(
+                    x,
+                    kernel.astype(self.dtype),
+                    (self.strides, self.strides),
+                    pads,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+        activation = ACTIVATIONS[self.activation]
+        if self.folded:
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+            return activation(x + bias).astype(self.dtype)
+        return BatchNorm(self.spec.bn_momentum, self.spec.bn_epsilon, activation, name="bn")(
+            x, train
+        )
 
 
 class SqueezeExcite(nn.Module):
@@ -151,12 +166,14 @@ class MobileBlock(nn.Module):
     Attributes:
         spec: the network the row belongs to.
         row: the block's numbers.
-        dtype: of the computation.
+        dtype, folded, depthwise_implementation: see `ConvBN`.
     """
 
     spec: Spec
     row: Block
     dtype: Any = jnp.float32
+    folded: bool = False
+    depthwise_implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -173,7 +190,8 @@ class MobileBlock(nn.Module):
         Returns:
             The output `[N, H', W', O]` and the expanded tensor `[N, H, W, E]`.
         """
-        row, common = self.row, {"spec": self.spec, "dtype": self.dtype}
+        row = self.row
+        common = {"spec": self.spec, "dtype": self.dtype, "folded": self.folded}
         block_input = x
         if row.expansion != x.shape[-1]:
             x = ConvBN(out=row.expansion, activation=row.activation, name="expand", **common)(
@@ -204,6 +222,7 @@ class MobileBlock(nn.Module):
                 strides=row.strides,
                 activation=row.activation,
                 depthwise=True,
+                depthwise_implementation=self.depthwise_implementation,
                 name="depthwise",
                 **common,
             )(x, train)

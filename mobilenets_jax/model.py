@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mobilenets_jax.depthwise import IMPLEMENTATIONS
 from mobilenets_jax.errors import InputError, choose
 from mobilenets_jax.layers import ACTIVATIONS, ConvBN, MobileBlock
 from mobilenets_jax.specs import Spec
@@ -26,6 +27,8 @@ class MobileNet(nn.Module):
         spec: the network's numbers.
         dtype: of the computation. Parameters, BatchNorm statistics and logits are float32 (float64
             logits for float64).
+        folded: a bias stands for each BatchNorm, see `fold.fold_batch_norm`; for inference alone.
+        depthwise_implementation: see `depthwise.depthwise_conv`.
 
     `init` makes the collections "params" and "batch_stats". Training with dropout needs
     `rngs={"dropout": key}` and `mutable=["batch_stats"]`. Under `jit` with a sharded batch,
@@ -34,6 +37,8 @@ class MobileNet(nn.Module):
 
     spec: Spec
     dtype: Any = jnp.float32
+    folded: bool = False
+    depthwise_implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, features: bool = False) -> Any:
@@ -49,22 +54,27 @@ class MobileNet(nn.Module):
             16, 32) to the last feature map `[N, H/stride, W/stride, C]` of the blocks at it.
         """
         spec = self.spec
+        common = {"dtype": self.dtype, "folded": self.folded}
         x = ConvBN(
             spec,
             out=spec.stem.out,
             kernel=spec.stem.kernel,
             strides=spec.stem.strides,
             activation=spec.stem.activation,
-            dtype=self.dtype,
             name="stem",
+            **common,
         )(x, train)
         total_strides = spec.stem.strides
         stages = {total_strides: x}
         expanded, strides_before = None, 1
         for i, row in enumerate(spec.blocks):
-            x, expanded = MobileBlock(spec, row, self.dtype, name=f"blocks_{i}")(
-                x, train, expanded if strides_before == 1 else None
-            )
+            x, expanded = MobileBlock(
+                spec,
+                row,
+                depthwise_implementation=self.depthwise_implementation,
+                name=f"blocks_{i}",
+                **common,
+            )(x, train, expanded if strides_before == 1 else None)
             strides_before = row.strides
             total_strides *= row.strides
             stages[total_strides] = x
@@ -75,8 +85,8 @@ class MobileNet(nn.Module):
                 spec,
                 out=spec.last.out,
                 activation=spec.last.activation,
-                dtype=self.dtype,
                 name="last",
+                **common,
             )(x, train)
         x = jnp.mean(x, (1, 2), keepdims=True).reshape(x.shape[0], -1)
         if spec.head is not None:
@@ -104,6 +114,7 @@ def create_model(
     activation: str | None = None,
     *,
     dtype: str = "float32",
+    depthwise_implementation: str | None = None,
     **switches: Any,
 ) -> MobileNet:
     """Creates a network.
@@ -114,6 +125,7 @@ def create_model(
         alpha: width multiplier.
         activation: replaces the paper's own non-linearity; None keeps it.
         dtype: "float32", "bfloat16" or "float64", of the computation.
+        depthwise_implementation: one of `depthwise.IMPLEMENTATIONS`; None takes the platform's.
         **switches: ablations and spec fields, see `switches.build_spec`.
 
     Raises:
@@ -122,4 +134,7 @@ def create_model(
     choose("dtype", dtype, DTYPES)
     if dtype == "float64" and jnp.ones(()).dtype != jnp.float64:
         raise InputError("dtype 'float64' needs jax.config.update('jax_enable_x64', True).")
-    return MobileNet(build_spec(name, num_classes, alpha, activation, **switches), DTYPES[dtype])
+    if depthwise_implementation is not None:
+        choose("depthwise_implementation", depthwise_implementation, IMPLEMENTATIONS)
+    spec = build_spec(name, num_classes, alpha, activation, **switches)
+    return MobileNet(spec, DTYPES[dtype], depthwise_implementation=depthwise_implementation)
