@@ -85,6 +85,7 @@ def base(model: str, dataset: str) -> ConfigDict:
                 "dropout": placeholder(float),
                 "se_gate": placeholder(str),
                 "dtype": "float32",
+                "depthwise_implementation": placeholder(str),  # None: the platform's fastest
             },
             "dataset": {
                 "name": dataset,

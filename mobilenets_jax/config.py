@@ -81,7 +81,8 @@ _FIELDS = {
     Field(str): "model.name model.rule model.dtype dataset.name dataset.train_split "
     "dataset.eval_split augment.crop preprocess.interpolation optimizer.name schedule.name",
     Field(str, optional=True): "model.activation model.residual model.shortcut model.last_stage "
-    "model.padding model.se_gate dataset.data_dir dataset.manual_dir",
+    "model.padding model.se_gate model.depthwise_implementation dataset.data_dir "
+    "dataset.manual_dir",
     Field(int, least=0, most=2**31 - 1): "seed",
     Field(int, least=0, most=1024): "dataset.workers",
     Field(int, least=0): "model.drop_strides augment.padding augment.randaugment",
@@ -242,7 +243,8 @@ def _check_used(config: ConfigDict, key: str) -> None:
                 f"It reads: {', '.join(keys[chosen])}."
             )
     augment, dataset, model = config.augment, config.dataset, config.model
-    switches = {name: value for name, value in model.items() if name != "dtype"}
+    computed = ("dtype", "depthwise_implementation")  # how, not what
+    switches = {name: value for name, value in model.items() if name not in computed}
     spec = build_spec(**switches)
     before = build_spec(**{**switches, "activation": None, "activation_everywhere": False})
     linear = any(block.projection_activation == "linear" for block in before.blocks)
@@ -257,6 +259,7 @@ def _check_used(config: ConfigDict, key: str) -> None:
         "augment.saturation": ("images in colour", dataset.name not in ("digits", "fashion_mnist")),
         "dataset.manual_dir": (f"dataset.name={' or '.join(manual)}", dataset.name in manual),
         "dataset.data_dir": ("dataset.manual_dir=None", not (folder and dataset.manual_dir)),
+        "model.depthwise_implementation": ("depthwise convolutions", not model.standard_conv),
         "optimizer.weight_decay_depthwise": (
             "optimizer.weight_decay above 0 and depthwise convolutions",
             config.optimizer.weight_decay > 0 and not model.standard_conv,

@@ -9,6 +9,11 @@ Owns flags, the workdir's default name and exit codes; the only place that touch
 codes: 0 done, 1 the loss diverged, 2 bad input, 143 stopped by SIGTERM or ^C, state saved.
 """
 
+from mobilenets_jax import runtime
+
+if __name__ == "__main__":
+    runtime.restart()  # before the imports that take time
+
 import hashlib
 import json
 import os
@@ -251,6 +256,7 @@ def run(argv: Sequence[str]) -> int:
     # Imported late: Grain, Orbax and TFDS take seconds, and bad flags need none of them.
     import jax
 
+    runtime.cache_compilations()
     from mobilenets_jax import costs, evaluation, logs, steps, train
 
     if mode == "summary":

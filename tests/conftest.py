@@ -6,6 +6,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No test may depend on what another, or another day's, compiled.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 from absl import flags
 

@@ -374,6 +374,7 @@ MODEL_EFFECTS = {
     "dropout": (0.5, {}),
     "se_gate": ("sigmoid", {"name": "mobilenet_v3_large"}),
     "dtype": ("bfloat16", {}),
+    "depthwise_implementation": ("lax", {}),
 }
 
 

@@ -153,7 +153,8 @@ def test_every_combination_is_valid_and_builds(dataset, recipe):
         assert config.dataset.name == dataset
         config_lib.check(config)
 
-        switches_ = {key: value for key, value in config.model.items() if key != "dtype"}
+        computed = ("dtype", "depthwise_implementation")
+        switches_ = {key: value for key, value in config.model.items() if key not in computed}
         spec = switches.build_spec(num_classes=config.dataset.num_classes or 7, **switches_)
         resolution = config_lib.effective_resolution(config.resolution, config.beta)
         # Neither too small a last feature map nor one as large as the image.

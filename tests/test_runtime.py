@@ -1,0 +1,109 @@
+"""What a program sets for itself: once, nothing that its user has set, and no result changes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mobilenets_jax import runtime
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("platform", "tunables", "expected"),
+    [
+        ("linux", None, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
+        ("linux", "", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
+        ("linux", "a.b=2", {"GLIBC_TUNABLES": "a.b=2:glibc.malloc.hugetlb=1"}),
+        ("linux", "glibc.malloc.hugetlb=0", {}),
+        ("darwin", None, {}),
+    ],
+)
+def test_environment(monkeypatch, platform, tunables, expected):
+    monkeypatch.setattr(sys, "platform", platform)
+    if tunables is None:
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    else:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    assert runtime.environment() == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is glibc's")
+def test_restart_keeps_process_arguments_and_environment():
+    code = (
+        "import os, sys; print('start', flush=True); from mobilenets_jax import runtime; "
+        "runtime.restart(); print(os.getpid(), sys.argv[1:], os.environ['GLIBC_TUNABLES'], "
+        "os.environ['KEPT'])"
+    )
+    environment = {**os.environ, "KEPT": "a b"}
+    environment.pop("GLIBC_TUNABLES", None)
+    command = [sys.executable, "-c", code, "--x=1 2", ""]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    ) as process:
+        lines = process.communicate()[0].splitlines()
+    assert process.returncode == 0
+    restarted = f"{process.pid} ['--x=1 2', ''] glibc.malloc.hugetlb=1 a b"
+    assert lines == ["start", "start", restarted]
+
+
+def test_restart_does_nothing_where_all_is_set(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("restarted"))
+    runtime.restart()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"JAX_COMPILATION_CACHE_DIR": "/a/b"}, "/a/b"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/mobilenets_jax"),
+        ({"HOME": "/d"}, "/d/.cache/mobilenets_jax"),
+    ],
+)
+def test_compilation_cache_folder(variables, expected):
+    code = (
+        "from mobilenets_jax import runtime; runtime.cache_compilations(); "
+        "import jax; print(jax.config.jax_compilation_cache_dir)"
+    )
+    environment = dict(os.environ)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **variables},
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert output == f"{expected}\n"
+
+
+@pytest.mark.slow
+def test_second_start_compiles_nothing_and_trains_to_the_same_bits(tmp_path):
+    environment = {
+        **os.environ,
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+    }
+
+    def train(name):
+        command = [sys.executable, "-m", "mobilenets_jax.main", f"--workdir={tmp_path / name}"]
+        command += ["--config=configs/v3.py:variant=small", "--config.epochs=0.2"]
+        command += ["--config.schedule.warmup_epochs=0", "--config.log_every=1"]
+        subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+        metrics = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in metrics]
+
+    def entries():
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*-cache")}
+
+    losses, compiled = train("first"), entries()
+    assert any(name.startswith("jit_train_step-") for name in compiled)
+    assert train("second") == losses
+    assert entries() == compiled
