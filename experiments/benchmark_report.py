@@ -1,0 +1,345 @@
+"""docs/benchmarks.md and docs/benchmarks.png, from the results that experiments.benchmark stored.
+
+Owns tables, text and the chart. Must not measure or change a number: rendering the same files
+gives the same text.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import peers
+from mobilenets_jax.errors import InputError
+
+RESULTS = Path(__file__).parent / "results" / "benchmark"
+# Of the gradient, and of the rest: ReLU6's kinks and BatchNorm let a rounding error grow backwards.
+TOLERANCE = {"float32": (3e-2, 1e-4), "bfloat16": (0.5, 3e-2)}
+_MODELS = {"v1": "V1", "v2": "V2", "v3_large": "V3-Large", "v3_small": "V3-Small"}
+_PEERS = {"keras": "Keras", "litert": "LiteRT", "onnxruntime": "ONNX Runtime"}
+_TITLES = {"training": "Training step", "inference": "Inference"}
+_INTRO = """\
+# Speed
+
+<!-- Rendered by `python -m experiments.benchmark render`; change experiments/benchmark_report.py
+instead. -->
+
+Measured by `python -m experiments.benchmark networks --out=FILE.json` and
+`python -m experiments.benchmark layers --out=FILE.json`, into `experiments/results/benchmark/`,
+where every round, version and setting is stored. The peers are `pip install -e '.[bench]'`.
+
+- **Conditions.** Each contender runs in a process of its own, with the same cores, threads and
+  environment (ours included: the allocator's setting is given to all). Rounds are interleaved,
+  A B C A B C …; a round is as many steps as fill a second, at least one. Images per second are at
+  the median round; quartiles in brackets.
+- **Training step**: forward with BatchNorm's statistics and dropout, cross entropy, backward, SGD
+  with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
+  fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
+  no folding. Inputs, labels and weights are random, and the inputs are in place before the clock
+  starts.
+- **Naive twin**: the same network in Flax as usually written, `nn.Conv` with `feature_group_count`.
+  *Difference* is between its results and ours after the first step, in the same run, norm of the
+  difference over the norm: of the logits; or of the gradient / of loss and new BatchNorm
+  statistics, whichever is larger. Rounding to float32
+  alone moves the gradient of V2 by up to 7e-3 (32 × 32, batch 64, against float64); that the twin
+  computes the same is tested in float64, on the first five blocks (tests/test_benchmark.py).
+- **Ratios** are peer's time over ours: above 1, ours is faster. PyTorch (torchvision; timm for V1)
+  is shown at the fastest of eager and `torch.compile`, NCHW and channels_last (NHWC below).
+- **Peak memory**: on a CPU the process's resident memory, libraries included, during the timed
+  steps (the high-water mark is set back after compilation); on a GPU the device's. **First step**
+  is the time to the end of the first step, with compilation and without any cache.
+- **Of the floor**: the time that the step takes at least, over ours. The floor is the larger of
+  operations over the measured matrix-product peak and bytes over the measured copy bandwidth, for a
+  program that fuses everything between two convolutions (`experiments.benchmark.floor`).
+"""
+
+
+def load(directory: Path = RESULTS) -> list[dict[str, Any]]:
+    """Returns every cell of the stored files, with its file's `kind` and its `run` in it.
+
+    Raises:
+        InputError: a file is not one that the benchmark wrote.
+    """
+    cells = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            cells += [
+                {**cell, "kind": results["kind"], "run": results["runs"][cell["run"]]}
+                for cell in results["cells"]
+            ]
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path} is not a benchmark's result: remove it.") from error
+    return cells
+
+
+def write(root: Path) -> None:
+    """Rewrites docs/benchmarks.md and docs/benchmarks.png from the stored results."""
+    cells = load()
+    (root / "docs" / "benchmarks.md").write_text(render(cells), encoding="utf-8")
+    if any(cell["kind"] == "networks" for cell in cells):
+        chart(cells, root / "docs" / "benchmarks.png")
+
+
+def _timed(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The contenders of a cell that have a time."""
+    return {n: r for n, r in cell["contenders"].items() if "median_seconds" in r}
+
+
+def _device(cell: dict[str, Any]) -> str:
+    """The device that a cell was measured on: the processor's name for "cpu"."""
+    devices = [record["device"] for record in _timed(cell).values()]
+    return cell["run"]["processor"] if not devices or devices[0] == "cpu" else devices[0]
+
+
+def _on_gpu(cell: dict[str, Any]) -> bool:
+    return _device(cell) != cell["run"]["processor"]
+
+
+def best_torch(cell: dict[str, Any]) -> str | None:
+    """Returns the name of PyTorch's fastest setting in a cell, None if it was not measured."""
+    torch = {n: r["median_seconds"] for n, r in _timed(cell).items() if n.startswith("torch")}
+    return min(torch, key=torch.__getitem__, default=None)
+
+
+def ratio(cell: dict[str, Any], name: str | None) -> str:
+    """Returns a contender's time over ours as text, or why there is none."""
+    records, timed = cell["contenders"], _timed(cell)
+    if name in timed and "ours" in timed:
+        return f"{timed[name]['median_seconds'] / timed['ours']['median_seconds']:.2f}×"
+    reasons = [r for n, r in records.items() if n.split()[0] == (name or "torch")]
+    if not reasons or name in timed:
+        return "–"
+    if "failed" in reasons[0]:
+        return "failed"
+    return "not installed" if "not installed" in reasons[0]["left_out"] else "–"
+
+
+def _difference(cell: dict[str, Any]) -> str:
+    groups = cell["agreement"].get("naive")
+    if not groups:
+        return "–"
+    norms = {name: group["norm"] for name, group in groups.items()}
+    gradient = norms.pop("gradient", 0.0)
+    rest = max(norms.values())
+    allowed = TOLERANCE[cell["cell"]["dtype"]]
+    text = f"{gradient:.0e} / {rest:.0e}" if "gradient" in groups else f"{rest:.0e}"
+    equal = gradient <= allowed[0] and rest <= allowed[1]  # False for NaN, too
+    return text if equal else f"**{text}: not equal**"
+
+
+def _network_row(cell: dict[str, Any], names: Sequence[str]) -> str:
+    key, timed, torch = cell["cell"], _timed(cell), best_torch(cell)
+    ours, peer = timed.get("ours"), timed.get(torch or "")
+
+    def pair(field: str, scale: float, digits: int) -> str:
+        values = [f"{r[field] / scale:,.{digits}f}" if r else "–" for r in (ours, peer)]
+        return " / ".join(values)
+
+    rate, floor = "–", "–"
+    if ours:
+        low, high = (key["batch"] / seconds for seconds in reversed(ours["quartile_seconds"]))
+        rate = f"**{ours['images_per_second']:.1f}** ({low:.1f}–{high:.1f})"
+    if ours and "floor" in cell:
+        seconds = cell["floor"]["seconds"]
+        by_operations = cell["floor"]["flops"] / cell["machine"]["flops"] >= 0.999 * seconds
+        bound = "operations" if by_operations else "bytes"
+        floor = f"{100 * seconds / ours['median_seconds']:.0f} % ({bound})"
+    setting = torch.removeprefix("torch ").replace("channels_last", "NHWC") if torch else ""
+    return _line(
+        _MODELS[key["model"]],
+        key["batch"],
+        key["dtype"],
+        rate,
+        ratio(cell, "naive"),
+        f"{ratio(cell, torch)} {setting}".strip(),
+        *(ratio(cell, name) for name in names),
+        pair("peak_bytes", 1 << 20, 0),
+        pair("compile_seconds", 1, 1),
+        floor,
+        _difference(cell),
+    )
+
+
+def _line(*values: Any) -> str:
+    return f"| {' | '.join(str(value) for value in values)} |"
+
+
+def _network_tables(cells: list[dict[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    models = list(peers.MODELS)
+    for task, title in _TITLES.items():
+        names = [name for name in _PEERS if task == "inference" or name == "keras"]
+        head = [
+            *("model", "batch", "dtype", "images/s, ours", "naive twin", "PyTorch's best"),
+            *(_PEERS[name] for name in names),
+            *("peak MiB, ours / PyTorch", "first step s, ours / PyTorch"),
+            *("of the floor", "difference"),
+        ]
+        chosen = [cell for cell in cells if cell["cell"]["task"] == task]
+        sizes = {(c["cell"]["resolution"], c["cell"]["threads"]) for c in chosen}
+        for resolution, threads in sorted(sizes, reverse=True):
+            cores = f"{threads} thread{'s' * (threads > 1)}"
+            lines += ["", f"### {title}, {resolution} × {resolution}, {cores}", "", _line(*head)]
+            lines += [_line("---", *("---:" for _ in head[1:]))]
+            rows = [
+                cell
+                for cell in chosen
+                if (cell["cell"]["resolution"], cell["cell"]["threads"]) == (resolution, threads)
+            ]
+            rows.sort(
+                key=lambda cell: (
+                    cell["cell"]["dtype"] != "float32",
+                    models.index(cell["cell"]["model"]),
+                    cell["cell"]["batch"],
+                )
+            )
+            lines += [_network_row(cell, names) for cell in rows]
+    return lines
+
+
+def _layer_tables(cells: list[dict[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        key = cell["cell"]
+        group = (key["kind"], key["direction"], key["batch"], key["dtype"], key["threads"])
+        groups.setdefault(group, []).append(cell)
+    apart = [group["norm"] for c in cells for a in c["agreement"].values() for group in a.values()]
+    if apart:
+        lines += ["", "### Layers", "", "In each row, the fastest is bold. The largest difference"]
+        lines[-1] += f" between a contender's result and ours, norm over norm, is {max(apart):.0e}."
+    for (kind, direction, batch, dtype, threads), members in groups.items():
+        names = list(dict.fromkeys(name for cell in members for name in cell["contenders"]))
+        lines += [
+            "",
+            f"#### {kind.capitalize()}, {direction}: milliseconds, batch {batch}, {dtype}, "
+            f"{threads} thread{'s' * (threads > 1)}",
+            "",
+            _line("layer", *names),
+            _line("---", *("---:" for _ in names)),
+        ]
+        for cell in members:
+            key, timed = cell["cell"], _timed(cell)
+            shape = f"{key['size']}×{key['size']}×{key['channels']}"
+            if kind == "depthwise":
+                layer = f"{shape}, {key['kernel']}×{key['kernel']}" + " s2" * (key["strides"] == 2)
+            else:
+                layer = f"{shape} → {key['out']}"
+            best = min((r["median_seconds"] for r in timed.values()), default=None)
+            values = []
+            for name in names:
+                seconds = timed.get(name, {}).get("median_seconds")
+                text = "–" if seconds is None else f"{seconds * 1e3:.3g}"
+                values.append(f"**{text}**" if seconds is not None and seconds == best else text)
+            lines.append(_line(layer, *values))
+    return lines
+
+
+def _left_out(cells: list[dict[str, Any]]) -> list[str]:
+    """One line for each contender that was not measured somewhere, with the reasons."""
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        for name, record in cell["contenders"].items():
+            reason = record.get("left_out") or record.get("failed")
+            if reason and reason not in reasons.setdefault(name, []):
+                reasons[name].append(reason)
+    return [f"- Not measured: {n}: {'; '.join(r)}." for n, r in sorted(reasons.items()) if r]
+
+
+def render(cells: list[dict[str, Any]]) -> str:
+    """Returns the text of docs/benchmarks.md.
+
+    Args:
+        cells: as `load` returns them.
+    """
+    lines = [_INTRO.rstrip("\n")]
+    if not any(map(_on_gpu, cells)):
+        lines += ["", "Not measured on GPU: the same commands run there, and results appear here."]
+    for device in sorted({_device(cell) for cell in cells}):
+        here = [cell for cell in cells if _device(cell) == device]
+        lines += ["", f"## {device}", ""]
+        runs = [cell["run"] for cell in here]
+        days = sorted({run["date"][:10] for run in runs})
+        lines.append(f"- Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}.")
+        for field, join in (("versions", " "), ("environment", "=")):
+            texts = {
+                ", ".join(f"{key}{join}{value}" for key, value in run[field].items()): None
+                for run in runs
+            }
+            lines += [f"- {field.capitalize()}: {text}." for text in texts]
+        machines = {cell["cell"]["dtype"]: cell["machine"] for cell in here if "machine" in cell}
+        for dtype, machine in machines.items():
+            lines.append(
+                f"- Peaks, {dtype}: {machine['flops'] / 1e9:,.0f} GFLOP/s, "
+                f"{machine['copy_bytes'] / 1e9:,.0f} GB/s read and written."
+            )
+        lines += _left_out(here)
+        lines += _network_tables([cell for cell in here if cell["kind"] == "networks"])
+        lines += _layer_tables([cell for cell in here if cell["kind"] == "layers"])
+    return "\n".join(lines) + "\n"
+
+
+def shown(cells: list[dict[str, Any]], task: str, model: str) -> dict[str, Any] | None:
+    """Returns the chart's cell: float32, the largest images, most threads, batch 16 or largest."""
+    found = [
+        cell
+        for cell in cells
+        if (cell["cell"]["task"], cell["cell"]["model"]) == (task, model)
+        and cell["cell"]["dtype"] == "float32"
+        and _timed(cell)
+    ]
+
+    def preference(cell: dict[str, Any]) -> tuple[Any, ...]:
+        key = cell["cell"]
+        return key["resolution"], key["threads"], key["batch"] == 16, key["batch"]
+
+    return max(found, key=preference, default=None)
+
+
+def chart(cells: list[dict[str, Any]], path: Path) -> None:
+    """Draws images per second: a row for each device and task, a panel for each model."""
+    from matplotlib.figure import Figure
+
+    networks = [cell for cell in cells if cell["kind"] == "networks"]
+    rows = []
+    for device in sorted({_device(cell) for cell in networks}):
+        here = [cell for cell in networks if _device(cell) == device]
+        rows += [
+            (device, task, here) for task in _TITLES if any(shown(here, task, m) for m in _MODELS)
+        ]
+    figure = Figure(figsize=(13, 0.4 + 2.5 * len(rows)), dpi=110, layout="constrained")
+    panels = figure.subplots(len(rows), len(_MODELS), squeeze=False)
+    for (device, task, here), line in zip(rows, panels, strict=True):
+        for model, panel in zip(_MODELS, line, strict=True):
+            _panel(panel, shown(here, task, model), f"{_MODELS[model]} {task}")
+        line[0].set_ylabel(device, fontsize=6.5, color="#777777", wrap=True)
+    figure.suptitle("Images per second (longer is faster)", color="#333333")
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _panel(panel: Any, cell: dict[str, Any] | None, title: str) -> None:
+    panel.spines[:].set_visible(False)
+    panel.set_xticks([])
+    panel.tick_params(length=0, labelcolor="#333333", labelsize=8)
+    if cell is None:
+        panel.set_yticks([])
+        panel.set_title(f"{title}: not measured", fontsize=9, color="#333333", loc="left")
+        return
+    torch = best_torch(cell)
+    labels = {"ours": "ours", "naive": "naive twin", torch: "PyTorch, best", **_PEERS}
+    timed = _timed(cell)
+    names = [name for name in labels if name in timed][::-1]
+    rates = [timed[name]["images_per_second"] for name in names]
+    colours = ["#0072b2" if name == "ours" else "#b8b8b8" for name in names]
+    bars = panel.barh([labels[name] for name in names], rates, color=colours, height=0.7)
+    texts = [f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" for rate in rates]
+    panel.bar_label(bars, texts, padding=3, fontsize=8, color="#333333")
+    panel.set_xlim(0, 1.2 * max(rates))
+    key = cell["cell"]
+    panel.set_title(
+        f"{title}, {key['resolution']} px, batch {key['batch']}",
+        fontsize=9,
+        color="#333333",
+        loc="left",
+    )

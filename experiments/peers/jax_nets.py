@@ -1,0 +1,171 @@
+"""Our networks and their naive Flax twins, with the same weights.
+
+Owns their training and inference steps, and this machine's peaks as JAX reaches them. The step is
+written once: the two differ in the module and in the layout of its variables.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import peers
+from experiments.peers.naive import NaiveNet, to_naive
+from mobilenets_jax import create_model
+from mobilenets_jax.fold import fold_batch_norm
+
+
+def random_variables(model: Any) -> dict[str, Any]:
+    """Returns params and batch_stats for one of our models, from a seed, without compiling."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+    flat = flax.traverse_util.flatten_dict(shapes)
+    return flax.traverse_util.unflatten_dict(
+        {
+            path: peers.random_weight(
+                path[-1], leaf.shape, int(np.prod(leaf.shape[: 2 if leaf.ndim == 3 else -1])), rng
+            )
+            for path, leaf in flat.items()
+        }
+    )
+
+
+def network(name: str, cell: peers.Cell) -> tuple[Any, dict[str, Any]]:
+    """Returns the module and its variables; "ours" has BatchNorm folded for inference."""
+    model = create_model(peers.MODELS[cell.model], peers.CLASSES, dtype=cell.dtype)
+    variables = random_variables(model)
+    if name == "naive":
+        return NaiveNet(model.spec, model.dtype), to_naive(variables)
+    if cell.task == "inference":
+        return fold_batch_norm(model, variables)
+    return model, variables
+
+
+def build(name: str, cell: peers.Cell) -> peers.Contender:
+    """Builds "ours" or "naive"."""
+    model, variables = network(name, cell)
+    make = _training if cell.task == "training" else _inference
+    step, outputs = make(model, variables, *map(jnp.asarray, peers.inputs(cell)))
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    folded = "BatchNorm folded" if name == "ours" else "BatchNorm as Flax computes it"
+    return peers.Contender(
+        step,
+        device.device_kind,
+        "jit, state donated" if cell.task == "training" else f"jit, {folded}",
+        outputs,
+        # XLA's statistics cannot be set back: on an accelerator the peak includes the first step.
+        None if on_cpu else lambda: None,
+        None if on_cpu else lambda: device.memory_stats()["peak_bytes_in_use"],
+    )
+
+
+def _named(group: str, tree: Any) -> dict[str, np.ndarray]:
+    """Copies a tree's leaves, by names that our networks and their twins share."""
+    flat = flax.traverse_util.flatten_dict({group: flax.core.unfreeze(tree)}, sep="/")
+    return {
+        path.replace("conv/kernel", "kernel"): np.array(leaf, np.float32).ravel()
+        for path, leaf in flat.items()
+    }
+
+
+def _inference(model: Any, variables: Any, images: Any, _: Any) -> Any:
+    variables = jax.tree.map(jnp.asarray, variables)
+    apply = jax.jit(lambda variables, images: model.apply(variables, images))
+
+    def step() -> np.ndarray:
+        return np.asarray(apply(variables, images))
+
+    return step, lambda: {"logits": step()}
+
+
+def _training(model: Any, variables: Any, images: Any, labels: Any) -> Any:
+    optimizer = optax.sgd(peers.LEARNING_RATE, peers.MOMENTUM)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state: Any, images: Any, labels: Any) -> Any:
+        count, params, batch_stats, momentum = state
+        key = jax.random.fold_in(jax.random.key(2), count)
+
+        def loss_fn(params: Any) -> Any:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), updated["batch_stats"]
+
+        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, momentum = optimizer.update(grads, momentum, params)
+        return (count + 1, optax.apply_updates(params, updates), batch_stats, momentum), loss
+
+    params, batch_stats = (jax.tree.map(jnp.array, variables[c]) for c in ("params", "batch_stats"))
+    state = (jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    losses: list[float] = []
+
+    def step() -> float:
+        nonlocal state
+        state, loss = update(state, images, labels)
+        losses.append(float(loss))
+        return losses[-1]
+
+    def outputs() -> dict[str, np.ndarray]:
+        # After the first step the momentum is the gradient.
+        _, _, batch_stats, momentum = state
+        gradient = _named("gradient", momentum[0].trace)
+        return {
+            "loss": np.array([losses[0]]),
+            **gradient,
+            **_named("batch_stats", batch_stats),
+        }
+
+    return step, outputs
+
+
+def _best_rate(run: Callable[[], Any], amount: float, repeats: int = 5) -> tuple[float, float]:
+    """Returns the highest amount per second over a few runs, and the shortest time."""
+    run().block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run().block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return amount / min(seconds), min(seconds)
+
+
+def machine_peaks(dtype: str) -> dict[str, float]:
+    """Measures what this device reaches: the highest of a few sizes.
+
+    Returns:
+        flops: floating-point operations per second of a square matrix product in `dtype`.
+        copy_bytes: bytes read and written per second of an in-place scaling of float32, 64 MiB to
+            512 MiB: no fresh memory is touched, so nothing that allocates its output is faster.
+    """
+    flops, copies = [], []
+    multiply = jax.jit(jnp.matmul)
+    for size in (512, 1024, 2048, 4096, 8192, 16384):
+        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        rate, seconds = _best_rate(lambda a=a: multiply(a, a), 2 * size**3)
+        flops.append(rate)
+        if seconds > 0.05:
+            break
+    scale = jax.jit(lambda x: x * 1.0001, donate_argnums=0)
+    for mebibytes in (64, 128, 256, 512):
+        held = [jnp.ones((mebibytes << 18,), jnp.float32)]
+
+        def run(held: list[Any] = held) -> Any:
+            held[0] = scale(held[0])
+            return held[0]
+
+        copies.append(_best_rate(run, 2 * (mebibytes << 20))[0])
+    return {"flops": max(flops), "copy_bytes": max(copies)}
