@@ -30,8 +30,9 @@ where every round, version and setting is stored. The peers are `pip install -e 
 
 - **Conditions.** Each contender runs in a process of its own, with the same cores, threads and
   environment (ours included: the allocator's setting is given to all). Rounds are interleaved,
-  A B C A B C …; a round is as many steps as fill a second, at least one. Images per second are at
-  the median round; quartiles in brackets.
+  A B C A B C …; a round is one step that is not timed, for the caches and the memory that others
+  left cold, and as many as fill a second, at least one. Images per second are at the median round;
+  quartiles in brackets.
 - **Training step**: forward with BatchNorm's statistics and dropout, cross entropy, backward, SGD
   with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
   fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
