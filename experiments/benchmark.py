@@ -440,6 +440,21 @@ def _say(cell: NamedTuple, records: dict[str, Any]) -> None:
         print(f"    {name}: {told}", flush=True)
 
 
+def _stored(
+    results: dict[str, Any],
+    cell: peers.Cell | peers.LayerCell,
+    records: dict[str, Any],
+    directory: Path,
+) -> dict[str, Any]:
+    """Returns what is stored of a cell: of the latest run, with the outputs in `directory`."""
+    return {
+        "cell": cell._asdict(),
+        "run": len(results["runs"]) - 1,
+        "contenders": records,
+        "agreement": _agreements(directory),
+    }
+
+
 def networks(options: argparse.Namespace) -> None:
     """Measures whole networks, and stores each cell."""
     names = contenders(options.peers)
@@ -456,12 +471,7 @@ def networks(options: argparse.Namespace) -> None:
             workers(names, cell.threads, options.log) as started,
         ):
             records = measure(started, cell, options.rounds, 1.0, Path(directory))
-            stored = {
-                "cell": cell._asdict(),
-                "run": len(results["runs"]) - 1,
-                "contenders": records,
-                "agreement": _agreements(Path(directory)),
-            }
+            stored = _stored(results, cell, records, Path(directory))
             if "device" in records.get("ours", {}):
                 machine = started["ours"].ask(machine=cell.dtype)
                 stored |= {"machine": machine, "floor": floor(cell, machine)}
@@ -489,12 +499,7 @@ def layers(options: argparse.Namespace) -> None:
             for cell in left:
                 with tempfile.TemporaryDirectory() as directory:
                     records = measure(started, cell, options.rounds, 0.05, Path(directory))
-                    stored = {
-                        "cell": cell._asdict(),
-                        "run": len(results["runs"]) - 1,
-                        "contenders": records,
-                        "agreement": _agreements(Path(directory)),
-                    }
+                    stored = _stored(results, cell, records, Path(directory))
                 results["cells"].append(stored)
                 _store(results, options.out)
                 _say(cell, records)

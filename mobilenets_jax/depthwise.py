@@ -216,7 +216,8 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Array], Callable[..., tuple[Array
     "lax": (_lax, _lax_gradients),
     "shift": (_shift, _shift_gradients),
 }
-# The fastest for training on each platform, measured: docs/benchmarks.md. "default" is every other.
+# On CPU measured in whole training steps: docs/benchmarks.md, where the naive twin is "lax". Not
+# measured on any other platform, which "default" is.
 PLATFORMS = {"cpu": "shift", "default": "lax"}
 
 
