@@ -6,6 +6,7 @@ Owns the arithmetic of folding. Knows nothing of how layers are computed, nor of
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from mobilenets_jax.errors import InputError
@@ -25,7 +26,8 @@ def fold_batch_norm(model: MobileNet, variables: Mapping[str, Any]) -> tuple[Mob
         variables: its "params" and "batch_stats".
 
     Returns:
-        The network, for inference alone, and `{"params": …}` with the given dtypes.
+        The network, for inference alone, and `{"params": …}` of the given dtypes; JAX's arrays for
+        JAX's, NumPy's for NumPy's.
 
     Raises:
         InputError: if the network is folded already.
@@ -48,8 +50,10 @@ def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float) -
     arrays = (params["bn"]["scale"], params["bn"]["bias"], stats["bn"]["mean"], stats["bn"]["var"])
     scale, bias, mean, var = (np.asarray(array, np.float64) for array in arrays)
     multiplier = scale / np.sqrt(var + epsilon)
-    return {
+    folded = {
         # Every kernel has its output channels last.
         "kernel": (kernel * multiplier).astype(kernel.dtype),
         "bias": (bias - mean * multiplier).astype(kernel.dtype),
     }
+    # NumPy arrays would be copied to the device by every call.
+    return jax.device_put(folded) if isinstance(params["kernel"], jax.Array) else folded

@@ -256,7 +256,7 @@ def run(argv: Sequence[str]) -> int:
     # Imported late: Grain, Orbax and TFDS take seconds, and bad flags need none of them.
     import jax
 
-    runtime.cache_compilations()
+    runtime.configure_jax()
     from mobilenets_jax import costs, evaluation, logs, steps, train
 
     if mode == "summary":

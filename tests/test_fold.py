@@ -196,6 +196,13 @@ def test_features_and_bfloat16():
         assert 0 < error < 0.02 * np.linalg.norm(y)
 
 
+def test_arrays_of_jax_stay_on_the_device_and_numpys_off_it():
+    variables = single(reference.random_variables(MobileNet(TINY)))
+    for put, kind in ((jax.device_put, jax.Array), (lambda tree: tree, np.ndarray)):
+        _, folded = fold_batch_norm(MobileNet(TINY), put(variables))
+        assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(folded))
+
+
 def test_folding_twice_is_an_error():
     model = MobileNet(TINY)
     folded = fold_batch_norm(model, reference.random_variables(model))

@@ -13,13 +13,23 @@ from mobilenets_jax import runtime
 ROOT = Path(__file__).parents[1]
 
 
+HUGE = "glibc.malloc.hugetlb=1"
+KEEP = "glibc.malloc.mmap_threshold=1099511627776:glibc.malloc.trim_threshold=1099511627776"
+ALL = f"{HUGE}:{KEEP}"
+
+
 @pytest.mark.parametrize(
     ("platform", "tunables", "expected"),
     [
-        ("linux", None, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
-        ("linux", "", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
-        ("linux", "a.b=2", {"GLIBC_TUNABLES": "a.b=2:glibc.malloc.hugetlb=1"}),
-        ("linux", "glibc.malloc.hugetlb=0", {}),
+        ("linux", None, {"GLIBC_TUNABLES": ALL}),
+        ("linux", "", {"GLIBC_TUNABLES": ALL}),
+        ("linux", "a.b=2", {"GLIBC_TUNABLES": f"a.b=2:{ALL}"}),
+        (
+            "linux",
+            "glibc.malloc.hugetlb=0",
+            {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=0:{KEEP}"},
+        ),
+        ("linux", f"{KEEP}:glibc.malloc.hugetlb=0", {}),
         ("darwin", None, {}),
     ],
 )
@@ -47,12 +57,12 @@ def test_restart_keeps_process_arguments_and_environment():
     ) as process:
         lines = process.communicate()[0].splitlines()
     assert process.returncode == 0
-    restarted = f"{process.pid} ['--x=1 2', ''] glibc.malloc.hugetlb=1 a b"
+    restarted = f"{process.pid} ['--x=1 2', ''] {ALL} a b"
     assert lines == ["start", "start", restarted]
 
 
 def test_restart_does_nothing_where_all_is_set(monkeypatch):
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    monkeypatch.setenv("GLIBC_TUNABLES", ALL)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("restarted"))
     runtime.restart()
 
@@ -67,7 +77,7 @@ def test_restart_does_nothing_where_all_is_set(monkeypatch):
 )
 def test_compilation_cache_folder(variables, expected):
     code = (
-        "from mobilenets_jax import runtime; runtime.cache_compilations(); "
+        "from mobilenets_jax import runtime; runtime.configure_jax(); "
         "import jax; print(jax.config.jax_compilation_cache_dir)"
     )
     environment = dict(os.environ)
@@ -82,6 +92,33 @@ def test_compilation_cache_folder(variables, expected):
         text=True,
     ).stdout
     assert output == f"{expected}\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is glibc's")
+def test_memory_of_a_computation_stays_with_the_process():
+    code = """
+import resource, jax, jax.numpy as jnp
+from mobilenets_jax import runtime
+
+runtime.configure_jax()
+x = jnp.ones((64, 1 << 20))  # 256 MiB
+compute = jax.jit(lambda x: jnp.sort(x + 1, axis=0)[0, 0])
+faults = []
+for _ in range(4):
+    compute(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[-2])
+"""
+    environment = {**os.environ, **runtime.environment(), "JAX_PLATFORMS": "cpu"}
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert int(output) < 20  # 128 huge pages, or 65,536 small ones, if it went back
 
 
 @pytest.mark.slow

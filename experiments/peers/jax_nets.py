@@ -17,7 +17,7 @@ import optax
 
 from experiments import peers
 from experiments.peers.naive import NaiveNet, to_naive
-from mobilenets_jax import create_model
+from mobilenets_jax import create_model, runtime
 from mobilenets_jax.fold import fold_batch_norm
 
 
@@ -50,6 +50,7 @@ def network(name: str, cell: peers.Cell) -> tuple[Any, dict[str, Any]]:
 
 def build(name: str, cell: peers.Cell) -> peers.Contender:
     """Builds "ours" or "naive"."""
+    runtime.configure_jax()
     model, variables = network(name, cell)
     make = _training if cell.task == "training" else _inference
     step, outputs = make(model, variables, *map(jnp.asarray, peers.inputs(cell)))

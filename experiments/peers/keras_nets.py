@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from experiments import peers
+from mobilenets_jax import runtime
 
 NAMES = {
     "v1": "MobileNet",
@@ -25,6 +26,7 @@ _KINDS = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_varia
 
 def build(name: str, cell: peers.Cell) -> peers.Contender:
     """Builds "keras"."""
+    runtime.configure_jax()
     half = cell.dtype != "float32"
     keras.config.set_dtype_policy("mixed_bfloat16" if half else "float32")
     preprocessing = {} if cell.model in ("v1", "v2") else {"include_preprocessing": False}
