@@ -91,8 +91,7 @@ def test_every_kernel_stride_and_padding(k, strides, padding):
     check(dtype, (2, 7, 10, 3), k, strides, padding)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
-@given(
+ANY_SHAPE = given(
     dtype=st.sampled_from(sorted(TOLERANCE)),
     n=st.sampled_from([1, 2, 3, 4, 8, 10, 12, 16]),
     height=st.integers(1, 14),
@@ -104,10 +103,26 @@ def test_every_kernel_stride_and_padding(k, strides, padding):
     implementation=st.sampled_from([None, *depthwise.IMPLEMENTATIONS]),
     seed=st.integers(0, 2**16),
 )
-def test_any_shape(dtype, n, height, width, channels, k, strides, padding, implementation, seed):
+ALWAYS_THE_SAME = {"deadline": None, "derandomize": True, "database": None}
+
+
+def check_any(dtype, n, height, width, channels, k, strides, padding, implementation, seed):
     if padding == "bottom_right" and strides == 2:
         height, width = max(height, 2), max(width, 2)
     check(dtype, (n, height, width, channels), k, strides, padding, seed, implementation)
+
+
+@settings(max_examples=15, **ALWAYS_THE_SAME)
+@ANY_SHAPE
+def test_any_shape(**arguments):
+    check_any(**arguments)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, **ALWAYS_THE_SAME)
+@ANY_SHAPE
+def test_many_shapes(**arguments):
+    check_any(**arguments)
 
 
 def test_an_implementation_is_chosen_by_name():
