@@ -75,6 +75,8 @@ def base(model: str, dataset: str) -> ConfigDict:
                 "shortcut": placeholder(str),
                 "se": placeholder(bool),
                 "hswish_from": placeholder(int),
+                "timm_variant": placeholder(str),
+                "depth": placeholder(float),
                 "last_stage": placeholder(str),
                 "stem": placeholder(int),
                 "shallow": placeholder(bool),

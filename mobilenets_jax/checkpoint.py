@@ -165,6 +165,27 @@ def restore(
     return _reading(manager, step, read), meta
 
 
+def restore_arrays(
+    manager: ocp.CheckpointManager, step: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint without knowing the state: its arrays as nested dicts, and the metadata.
+
+    Args:
+        manager: from `open_manager`.
+        step: which checkpoint; the latest by default.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged.
+    """
+    step = _existing(manager, step)
+
+    def structure() -> Any:
+        tree = manager.item_metadata(step)["state"].tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+    return restore(manager, _reading(manager, step, structure), step)
+
+
 def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """Returns the metadata that was saved with `step`.
 

@@ -81,8 +81,8 @@ _FIELDS = {
     Field(str): "model.name model.rule model.dtype dataset.name dataset.train_split "
     "dataset.eval_split augment.crop preprocess.interpolation optimizer.name schedule.name",
     Field(str, optional=True): "model.activation model.residual model.shortcut model.last_stage "
-    "model.padding model.se_gate model.depthwise_implementation dataset.data_dir "
-    "dataset.manual_dir",
+    "model.padding model.se_gate model.depthwise_implementation model.timm_variant "
+    "dataset.data_dir dataset.manual_dir",
     Field(int, least=0, most=2**31 - 1): "seed",
     Field(int, least=0, most=1024): "dataset.workers",
     Field(int, least=0): "model.drop_strides augment.padding augment.randaugment",
@@ -91,7 +91,7 @@ _FIELDS = {
     Field(int, optional=True): "model.hswish_from model.stem",
     Field(float): "optimizer.momentum optimizer.decay optimizer.epsilon optimizer.b1 optimizer.b2 "
     "schedule.learning_rate schedule.warmup_epochs schedule.decay_rate schedule.decay_epochs",
-    Field(float, optional=True): "model.bn_momentum model.bn_epsilon model.dropout",
+    Field(float, optional=True): "model.depth model.bn_momentum model.bn_epsilon model.dropout",
     Field(float, above=0, most=16): "beta",
     Field(float, above=0, most=100): "model.alpha",
     Field(float, above=0, most=1_000_000): "epochs eval_every checkpoint_every",

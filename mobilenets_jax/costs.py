@@ -137,7 +137,7 @@ def layers(spec: Spec, resolution: int = 224, channels: int = 3) -> list[Layer]:
     shape = found[-1].output
     found.append(Layer("pool", f"avgpool {shape[0]}x{shape[1]}", "pool", shape, (1, 1, shape[2])))
 
-    def dense(name: str, operator: str, inputs: int, outputs: int) -> Layer:
+    def dense(name: str, operator: str, inputs: int, outputs: int, bias: bool = True) -> Layer:
         return Layer(
             name,
             operator,
@@ -145,13 +145,13 @@ def layers(spec: Spec, resolution: int = 224, channels: int = 3) -> list[Layer]:
             (1, 1, inputs),
             (1, 1, outputs),
             weights=inputs * outputs,
-            biases=outputs,
+            biases=outputs * bias,
             macs=inputs * outputs,
         )
 
     width = shape[2]
     if spec.head is not None:
-        found.append(dense("head", "conv 1x1, NBN", width, spec.head.out))
+        found.append(dense("head", "conv 1x1, NBN", width, spec.head.out, spec.head_bias))
         width = spec.head.out
     found.append(dense("classifier", "fc", width, spec.num_classes))
     return found

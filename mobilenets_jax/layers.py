@@ -138,16 +138,18 @@ class ConvBN(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Global mean → squeeze → ReLU → excite → gate → scale (V3, section 5.3).
+    """Global mean → squeeze → activation → excite → gate → scale (V3, section 5.3).
 
     Attributes:
         squeeze: channels between the two layers, which have biases and no BatchNorm.
         gate: one of `specs.SE_GATES`.
+        activation: one of `specs.ACTIVATIONS`, between the two layers.
         dtype: of the computation.
     """
 
     squeeze: int
     gate: str
+    activation: str = "relu"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -155,7 +157,7 @@ class SqueezeExcite(nn.Module):
         """Maps `[N, H, W, C]` to `[N, H, W, C]`."""
         scale = jnp.mean(x, (1, 2), keepdims=True)
         scale = nn.Dense(self.squeeze, dtype=self.dtype, kernel_init=_fan_out, name="reduce")(scale)
-        scale = jax.nn.relu(scale)
+        scale = ACTIVATIONS[self.activation](scale)
         scale = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=_fan_out, name="expand")(scale)
         return x * SE_GATES[self.gate](scale)
 
@@ -201,8 +203,13 @@ class MobileBlock(nn.Module):
         if before is not None and before.shape == x.shape:
             x = x + before
         expanded = x
+        own = self.spec.se_activation == "block"
         squeeze_excite = SqueezeExcite(
-            self.spec.squeeze(row), self.spec.se_gate, self.dtype, name="se"
+            self.spec.squeeze(row),
+            self.spec.se_gate,
+            row.activation if own else self.spec.se_activation,
+            self.dtype,
+            name="se",
         )
         if row.convolution == "standard":
             if row.se:

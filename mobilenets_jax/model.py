@@ -92,6 +92,7 @@ class MobileNet(nn.Module):
         if spec.head is not None:
             x = nn.Dense(
                 spec.head.out,
+                use_bias=spec.head_bias,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
                 name="head",

@@ -6,6 +6,7 @@ rounded. Knows nothing of JAX, of training, or of how a layer is computed.
 """
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, replace
 
 from mobilenets_jax.errors import InputError, choose
@@ -96,8 +97,14 @@ class Spec:
             "bottom_right" (Keras V1: stride-2 depthwise layers pad as if the input were even).
         bn_epsilon: added to the variance in BatchNorm.
         bn_momentum: decay of BatchNorm's running statistics (new = m·old + (1 - m)·batch).
-        se_ratio: squeeze channels per expanded channel, rounded to a multiple of 8.
+        se_ratio: squeeze channels per expanded channel, rounded to a multiple of `se_divisor`.
         se_gate: one of `SE_GATES`.
+        se_divisor: of the squeeze channels; 8 in the papers.
+        se_activation: between the two layers of squeeze-and-excite; "block" is the block's own.
+        head_bias: whether the pooled head has a bias, as in V3.
+        fixed_ends: alpha leaves the stem and the last 1×1 alone (timm's deeper V2).
+        stages: blocks in each run of equal width at alpha = 1; filled in by `scale`, which can
+            make neighbours equal. Libraries name blocks by them.
     """
 
     name: str
@@ -115,10 +122,15 @@ class Spec:
     bn_momentum: float = 0.99
     se_ratio: float = 0.25
     se_gate: str = "hard_sigmoid"
+    se_divisor: int = 8
+    se_activation: str = "relu"
+    head_bias: bool = True
+    fixed_ends: bool = False
+    stages: tuple[int, ...] = ()
 
     def squeeze(self, block: Block) -> int:
         """Channels between the two layers of the block's squeeze-and-excite."""
-        return make_divisible(block.expansion * self.se_ratio)
+        return make_divisible(block.expansion * self.se_ratio, self.se_divisor)
 
 
 # MobileNetV1, arXiv:1704.04861, Table 1. The table prints s2 for the last depthwise layer, but its
@@ -318,7 +330,9 @@ def scale(spec: Spec, alpha: float, rule: str = "keras") -> Spec:
             return make_divisible(int(channels * alpha))
         return make_divisible(channels * alpha)
 
-    stem_is_fixed = spec.family == "v3" and (rule == "keras" or (rule == "timm" and alpha < 0.75))
+    stem_is_fixed = spec.fixed_ends or (
+        spec.family == "v3" and (rule == "keras" or (rule == "timm" and alpha < 0.75))
+    )
     stem = spec.stem if stem_is_fixed else replace(spec.stem, out=width(spec.stem.out))
 
     blocks = []
@@ -334,7 +348,7 @@ def scale(spec: Spec, alpha: float, rule: str = "keras") -> Spec:
         blocks.append(replace(block, expansion=expansion, out=now))
 
     last, head = spec.last, spec.head
-    if last is not None:
+    if last is not None and not spec.fixed_ends:
         if head is None:
             last = replace(last, out=max(last.out, width(last.out)))
         elif rule in ("keras", "torchvision") and last.out == 6 * before:
@@ -351,6 +365,7 @@ def scale(spec: Spec, alpha: float, rule: str = "keras") -> Spec:
         head=head,
         alpha=float(alpha),
         rule=rule,
+        stages=tuple(len(list(run)) for _, run in itertools.groupby(b.out for b in spec.blocks)),
     )
 
 

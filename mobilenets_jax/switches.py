@@ -4,6 +4,8 @@ Owns every change that a study makes to a paper's network, and `build_spec`, whi
 a table before the width multiplier. Knows nothing of JAX or of training.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -223,9 +225,57 @@ def set_drop_strides(spec: Spec, n: int) -> Spec:
     return replace(spec, stem=replace(spec.stem, strides=strides[0]), blocks=blocks)
 
 
+def set_depth(spec: Spec, multiplier: float) -> Spec:
+    """More layers in each stage of V2 but the first and the last: ceil(multiplier · layers).
+
+    Alpha then leaves the stem and the last 1×1 alone. That is timm's compound scaling:
+    mobilenetv2_110d and 120d are alpha 1.1 and 1.2 with depth 1.2 and 1.4.
+
+    Raises:
+        InputError: for V1 and V3, or a multiplier below 1 or above 10.
+    """
+    if spec.family != "v2":
+        raise InputError(f"depth is a switch of V2: {spec.name} has no stages of equal layers.")
+    is_number = isinstance(multiplier, int | float) and not isinstance(multiplier, bool)
+    if not is_number or not 1 <= multiplier <= 10:
+        raise InputError(f"depth must be a number in [1, 10], not {multiplier!r}.")
+    stages = [list(rows) for _, rows in itertools.groupby(spec.blocks, lambda block: block.out)]
+    for rows in stages[1:-1]:
+        rows += [rows[-1]] * (math.ceil(len(rows) * multiplier) - len(rows))
+    return replace(spec, blocks=tuple(itertools.chain(*stages)), fixed_ends=multiplier > 1)
+
+
+def set_timm_variant(spec: Spec, kind: str) -> Spec:
+    """Two networks that timm publishes weights for and no paper describes.
+
+    "h" is mobilenetv1_100h: V1 with a 1×1 convolution of 1024 before the pooling. "rw" is
+    mobilenetv3_rw, an early V3 Large: no shortcut in the first block, no bias in the head,
+    squeeze-and-excite not rounded to 8 and with the block's own activation inside.
+
+    Raises:
+        InputError: for an unknown kind, or the wrong network.
+    """
+    choose("timm_variant", kind, ("h", "rw"))
+    wanted = "mobilenet_v1" if kind == "h" else "mobilenet_v3_large"
+    if spec.name != wanted:
+        raise InputError(f"timm_variant='{kind}' is a variant of {wanted}, not of {spec.name}.")
+    if kind == "h":
+        return replace(spec, last=Conv(1, spec.blocks[-1].out, spec.stem.activation))
+    first, *rest = spec.blocks
+    return replace(
+        spec,
+        blocks=(replace(first, shortcut="none"), *rest),
+        head_bias=False,
+        se_divisor=1,
+        se_activation="block",
+    )
+
+
 # In the order in which they are applied: first what changes the rows, then what changes their
 # columns.
 SWITCHES: dict[str, Callable[[Spec, Any], Spec]] = {
+    "timm_variant": set_timm_variant,
+    "depth": set_depth,
     "last_stage": set_last_stage,
     "stem": set_stem,
     "shallow": set_shallow,

@@ -1,0 +1,378 @@
+"""Published weights in, same logits out; weights out again.
+
+Owns what it takes for a file to be a network's weights: the network that fits a source, and strict
+loading and saving. The names are in `weights_names`, the formats in `weights_files`, the published
+networks in `published`. Knows nothing of training.
+
+    model = weights.model_for("timm", "mobilenetv2_120d")
+    variables = weights.load("mobilenetv2_120d.safetensors", model, source="timm")
+    weights.save(variables, "mine.safetensors", model, naming="timm")
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mobilenets_jax import checkpoint, published, weights_files, weights_names
+from mobilenets_jax.errors import InputError, choose
+from mobilenets_jax.logs import say
+from mobilenets_jax.model import MobileNet, create_model
+from mobilenets_jax.published import SOURCES
+from mobilenets_jax.specs import Spec
+from mobilenets_jax.switches import build_spec
+from mobilenets_jax.weights_files import Arrays
+from mobilenets_jax.weights_names import Slot
+
+NAMINGS = ("timm", "torchvision", "native")
+# Fields of a spec that do not change what a trained network computes.
+_WITHOUT_EFFECT = (
+    *("name", "num_classes", "alpha", "rule", "dropout", "bn_momentum"),
+    *("fixed_ends", "stages"),
+)
+
+
+def arguments(source: str, name: str, alpha: float = 1.0) -> dict[str, Any]:
+    """Returns the arguments of `create_model` for the network that fits a source's weights.
+
+    Args:
+        source: one of `published.SOURCES`.
+        name: ours, as "mobilenet_v2"; for timm also theirs, as "mobilenetv2_120d".
+        alpha: width multiplier.
+
+    Raises:
+        InputError: for a source or a name that does not exist, or a network that the source does
+            not have.
+    """
+    choose("source", source, SOURCES)
+    if source == "native":
+        return {"name": name, "alpha": alpha}
+    network = published.find(source, name, alpha)
+    return {"name": network.model, "alpha": network.alpha, **network.arguments}
+
+
+def model_for(source: str, name: str, alpha: float = 1.0, num_classes: int = 1000) -> MobileNet:
+    """Creates the network that fits a source's weights: its padding, ε, rounding rule and head.
+
+    Args:
+        source: one of `published.SOURCES`; "native" is the paper's network, as by `create_model`.
+        name: ours, as "mobilenet_v2"; for timm also theirs, as "mobilenetv2_120d".
+        alpha: width multiplier.
+        num_classes: outputs of the classifier.
+
+    Raises:
+        InputError: as of `arguments`, and for an alpha or a number of classes that cannot be.
+    """
+    return create_model(num_classes=num_classes, **arguments(source, name, alpha))
+
+
+def load(
+    path: str | Path, model: MobileNet, source: str = "native", *, seed: int = 0
+) -> dict[str, Any]:
+    """Reads a network's weights, strictly: every array, of its shape, and no other.
+
+    Only the classifier may be of another number of classes. It then starts fresh, which is said.
+
+    Args:
+        path: a file (see `weights_files.read`), or for "native" also the workdir of a training,
+            whose averaged weights of the latest checkpoint are taken.
+        model: the network, as by `model_for`.
+        source: whose names and layout the file has, one of `published.SOURCES`.
+        seed: of a fresh classifier.
+
+    Returns:
+        The variables: float32 arrays under "params" and "batch_stats".
+
+    Raises:
+        InputError: as of `weights_files.read`; for an array that is missing, too much, of another
+            shape, not a number or not finite, and for a workdir of another network. The message
+            names the file and the first such array.
+    """
+    choose("source", source, SOURCES)
+    path, spec = Path(path), model.spec
+    needed = shapes(model)
+    slots = weights_names.slots(spec, needed, source)
+    if not path.is_dir():
+        arrays = weights_files.read(path)
+    elif source == "native":
+        arrays = _read_workdir(path, spec)
+    else:
+        raise InputError(f"{path} is a directory: give a file of {source}'s weights.")
+    if source == "keras":
+        arrays = _named_by_order(arrays, slots)
+    elif source != "native":
+        arrays = _without_counters(arrays, slots)
+    _check_names(path, arrays, model, source, slots)
+    flat: dict[str, Any] = {}
+    classes = _other_classes(arrays, slots, spec.num_classes, source)
+    if classes is not None:
+        say(
+            f"{path}: its classifier has {classes:,} classes and this network has "
+            f"{spec.num_classes:,}, so the classifier starts fresh."
+        )
+        fresh = _fresh_classifier(model, seed)
+        flat |= {f"params/classifier/{name}": value for name, value in fresh.items()}
+    for slot in slots:
+        if slot.ours not in flat:
+            array = arrays[slot.theirs]
+            _check_array(path, array, slot)
+            flat[slot.ours] = weights_names.to_ours(array.astype(np.float32), slot, source)
+    return unflatten_dict({name: jnp.asarray(flat[name]) for name in needed}, sep="/")
+
+
+def save(
+    variables: Mapping[str, Any],
+    path: str | Path,
+    model: MobileNet,
+    *,
+    format: str = "safetensors",
+    naming: str = "timm",
+) -> None:
+    """Writes a network's weights so that a library loads them strictly and gives the same logits.
+
+    Args:
+        variables: "params" and "batch_stats", as from `load` or a training.
+        path: the file to write; one that exists is replaced.
+        model: the network that the variables are of.
+        format: one of `weights_files.FORMATS`.
+        naming: one of `NAMINGS`; "native" is our own, for any network.
+
+    Raises:
+        InputError: for a network that the library does not build or the format cannot hold, arrays
+            that are not the model's, or a path that cannot be written.
+    """
+    choose("naming", naming, NAMINGS)
+    told = {} if naming == "native" else _check_fits(model.spec, naming)
+    needed, flat = shapes(model), flatten_dict(variables, sep="/")
+    if {name: np.shape(array) for name, array in flat.items()} != needed:
+        raise InputError(f"The variables are not of this {model.spec.name}: give its own.")
+    arrays = {}
+    for slot in weights_names.slots(model.spec, needed, naming):
+        array = np.asarray(flat[slot.ours], np.float32)
+        arrays[slot.theirs] = weights_names.to_theirs(array, slot, naming)
+        if naming != "native" and slot.theirs.endswith(".running_mean"):
+            counter = slot.theirs.replace(".running_mean", ".num_batches_tracked")
+            arrays[counter] = np.zeros((), np.int64)
+    weights_files.write(arrays, path, format)
+    if told:
+        named = ", ".join(f"{key}={value!r}" for key, value in told.items())
+        say(f"{path}: timm.create_model needs {named} for these weights.")
+
+
+# Trees and shapes -------------------------------------------------------------------------------
+
+
+def _initial(model: MobileNet, key: jax.Array) -> Any:
+    return model.init(key, jnp.zeros((1, 224, 224, 3)))
+
+
+def shapes(model: MobileNet) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each of a network's variables by path, as "params/stem/kernel"."""
+    variables = jax.eval_shape(lambda key: _initial(model, key), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
+
+
+def _fresh_classifier(model: MobileNet, seed: int) -> dict[str, jax.Array]:
+    # Compiled, so that nothing else of the network is initialised.
+    classifier = jax.jit(lambda key: _initial(model, key)["params"]["classifier"])
+    return classifier(jax.random.key(seed))
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def _read_workdir(path: Path, spec: Spec) -> Arrays:
+    """The averaged weights of a training's latest checkpoint, by our names."""
+    with checkpoint.open_manager(path, read_only=True) as manager:
+        state, meta = checkpoint.restore_arrays(manager)
+    trained = {
+        key: value
+        for key, value in meta["config"]["model"].items()
+        if key not in ("dtype", "depthwise_implementation")
+    }
+    difference = _difference(build_spec(num_classes=spec.num_classes, **trained), spec)
+    if difference:
+        raise InputError(
+            f"The workdir {path} is of another network ({difference[0]} is {difference[1]!r} there "
+            f"and {difference[2]!r} here): create the one that was trained."
+        )
+    averaged = {"params": state["ema_params"], "batch_stats": state["ema_batch_stats"]}
+    return {name: np.asarray(a) for name, a in flatten_dict(averaged, sep="/").items()}
+
+
+def _named_by_order(arrays: Arrays, slots: list[Slot]) -> Arrays:
+    """Names the layers of a Keras file that only counts them by kind, in the network's order."""
+    if "conv2d/kernel" not in arrays:
+        return arrays
+    names: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for slot in slots:
+        layer = slot.theirs.rpartition("/")[0]
+        if layer in names.values():
+            continue
+        if slot.ours.endswith("depthwise/kernel"):
+            kind = "depthwise_conv2d"
+        elif "/bn/" in slot.ours:
+            kind = "batch_normalization"
+        else:
+            kind = "conv2d" if len(slot.their_shape) == 4 else "dense"
+        count = counts.get(kind, 0)
+        names[f"{kind}_{count}" if count else kind] = layer
+        counts[kind] = count + 1
+
+    def named(name: str) -> str:
+        layer, _, variable = name.rpartition("/")
+        return f"{names.get(layer, layer)}/{variable}"
+
+    return {named(name): array for name, array in arrays.items()}
+
+
+def _without_counters(arrays: Arrays, slots: list[Slot]) -> Arrays:
+    """Leaves out how many batches each of PyTorch's BatchNorms has seen, which nothing reads."""
+    layers = {slot.theirs.rpartition(".")[0] for slot in slots}
+    counters = {f"{layer}.num_batches_tracked" for layer in layers}
+    return {name: array for name, array in arrays.items() if name not in counters}
+
+
+# Checks -----------------------------------------------------------------------------------------
+
+
+def _check_names(
+    path: Path, arrays: Arrays, model: MobileNet, source: str, slots: list[Slot]
+) -> None:
+    """Raises InputError if an array is missing or too much."""
+    needed = {slot.theirs for slot in slots}
+    missing = [slot.theirs for slot in slots if slot.theirs not in arrays]
+    extra = [name for name in arrays if name not in needed]
+    if not missing and not extra:
+        return
+    network = model.spec.name if source == "native" else f"{source}'s {model.spec.name}"
+    whose = _recognised(arrays, model, source)
+    if whose:
+        raise InputError(
+            f"{path} is not of {network}: its arrays have {whose}'s names, so give the source "
+            f"'{whose}'."
+        )
+    problems = " and ".join(
+        f"{names[0]} is {what}" + (f", as are {len(names) - 1} more" if len(names) > 1 else "")
+        for names, what in ((missing, "missing"), (extra, "unknown"))
+        if names
+    )
+    raise InputError(
+        f"{path} is not of {network}: {problems}; give the source, network and alpha that it was "
+        "made of."
+    )
+
+
+def _recognised(arrays: Arrays, model: MobileNet, but: str) -> str:
+    """The other source that knows most of the names, or ""."""
+    for source in SOURCES:
+        if source == but:
+            continue
+        try:
+            slots = weights_names.slots(model.spec, shapes(model), source)
+        except InputError:  # It has no such network.
+            continue
+        if 2 * len({slot.theirs for slot in slots} & arrays.keys()) > len(arrays):
+            return source
+    return ""
+
+
+def _other_classes(arrays: Arrays, slots: list[Slot], num_classes: int, source: str) -> int | None:
+    """How many classes the file's classifier has, if it is whole and they are not `num_classes`."""
+    own = [slot for slot in slots if slot.ours.startswith("params/classifier/")]
+    found = {slot.ours: arrays[slot.theirs] for slot in own}
+    classes = found["params/classifier/bias"].size
+    for slot in own:
+        shape = list(slot.their_shape)
+        # Outputs come first in PyTorch, and last in Keras and here.
+        shape[0 if source in ("timm", "torchvision") else -1] = classes
+        if found[slot.ours].shape != tuple(shape):
+            return None
+    return classes if classes != num_classes else None
+
+
+def _check_array(path: Path, array: np.ndarray, slot: Slot) -> None:
+    """Raises InputError for an array of another shape, or of values that cannot be weights."""
+    name, shape = slot.theirs, slot.their_shape
+    if array.shape != shape:
+        turned = " (its axes look transposed)" if sorted(array.shape) == sorted(shape) else ""
+        raise InputError(
+            f"{path}: {name} is {list(array.shape)} and must be {list(shape)}{turned}; give the "
+            "network and alpha that the file was made of."
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{path}: {name} is of {array.dtype} and must be of floating point.")
+    if not np.isfinite(array).all() or (slot.ours.endswith("/var") and (array < 0).any()):
+        raise InputError(
+            f"{path}: {name} holds values that no weights have (not finite, or a negative "
+            "variance), so the file is damaged: copy or download it again."
+        )
+
+
+def _difference(found: Spec, needed: Spec) -> tuple[str, Any, Any] | None:
+    """The first field in which two networks compute something else, with both values."""
+
+    def fields(row: Any, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(row):
+            value = getattr(row, field.name)
+            if field.name in but:
+                continue
+            if field.name == "blocks":
+                values["blocks"] = len(value)
+                for i, block in enumerate(value):
+                    values |= fields(block, f"blocks_{i}.")
+            elif dataclasses.is_dataclass(value):
+                values |= fields(value, f"{field.name}.")
+            else:
+                values[prefix + field.name] = value
+        return values
+
+    one, other = (fields(spec, "", _WITHOUT_EFFECT) for spec in (found, needed))
+    for key in dict.fromkeys([*one, *other]):
+        if one.get(key) != other.get(key):
+            return key, one.get(key), other.get(key)
+    return None
+
+
+def _check_fits(spec: Spec, source: str) -> dict[str, Any]:
+    """Checks that a library can build this network.
+
+    Returns:
+        What has to be told to timm's `create_model` beyond the name of the network.
+
+    Raises:
+        InputError: names a field that the library has otherwise.
+    """
+    differences = []
+    for network in published.NETWORKS:
+        if (network.source, network.model) != (source, spec.name):
+            continue
+        theirs = build_spec(spec.name, alpha=spec.alpha, **network.arguments)
+        own = theirs
+        if source == "timm" and spec.padding in ("same", "symmetric"):
+            # Both are arguments of timm's `create_model`.
+            theirs = dataclasses.replace(theirs, padding=spec.padding, bn_epsilon=spec.bn_epsilon)
+        difference = _difference(spec, theirs)
+        if difference is None:
+            changed: dict[str, Any] = {}
+            if own.padding != theirs.padding:
+                changed["pad_type"] = "" if spec.padding == "symmetric" else spec.padding
+            if own.bn_epsilon != theirs.bn_epsilon:
+                changed["bn_eps"] = spec.bn_epsilon
+            return changed
+        differences.append(difference)
+    if not differences:
+        raise InputError(f"{source} has no {spec.name}: save it with naming='native'.")
+    field, here, there = differences[0]
+    raise InputError(
+        f"{source} does not build this {spec.name} ({field} is {here!r} here and {there!r} there): "
+        f"create it by weights.model_for('{source}', '{spec.name}'), or save it with "
+        "naming='native'."
+    )

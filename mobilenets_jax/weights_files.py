@@ -1,0 +1,256 @@
+"""Files of weights: named arrays from a path, and back.
+
+Owns the formats: .safetensors, .npz, PyTorch's .pth, Keras' .keras, .weights.h5 and legacy .h5,
+and the workdir of a training. Nothing in a file is ever executed: no pickle is opened but by
+PyTorch's restricted reader, and Keras' files are read as the HDF5 they are, without Keras. Knows
+nothing of networks or of what the arrays mean.
+
+`safetensors`, `h5py` and `torch` are imported only where their format is.
+"""
+
+import contextlib
+import io
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenets_jax.errors import InputError, choose
+
+Arrays = dict[str, np.ndarray]
+FORMATS = ("safetensors", "npz", "pth")
+_PYTORCH = (".pth", ".pt", ".bin")
+_SUFFIXES = (".safetensors", ".npz", *_PYTORCH, ".keras", ".h5", ".hdf5")
+# The variables of a layer in the order in which Keras 3 numbers them.
+_VARIABLES = {
+    "conv2d": ("kernel", "bias"),
+    "depthwise_conv2d": ("kernel", "bias"),
+    "dense": ("kernel", "bias"),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+
+
+def read(path: str | Path) -> Arrays:
+    """Returns the arrays of a file by name.
+
+    Keras' are named layer/variable, e.g. "conv1/kernel" and "conv1_bn/moving_mean"; where the file
+    does not hold the layers' names, they are those that Keras makes up, e.g. "conv2d_3/kernel".
+
+    Args:
+        path: the file; its suffix says the format.
+
+    Raises:
+        InputError: there is no such file, it is corrupt, truncated or not what its suffix says, it
+            would run code, or the package that reads it is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"There is no file of weights {path}: check the path.")
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(
+            f"{path} is no file of weights by its suffix '{suffix}': give one of "
+            f"{', '.join(_SUFFIXES)}, or the workdir of a training."
+        )
+    with _reading(path):
+        if suffix == ".safetensors":
+            arrays = _read_safetensors(path)
+        elif suffix == ".npz":
+            arrays = _read_npz(path)
+        elif suffix in _PYTORCH:
+            arrays = _read_pytorch(path)
+        else:
+            arrays = _read_keras(path)
+    return arrays
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file makes its reader raise into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise InputError(
+            f"Reading {path} needs the package {package}, which is not installed: run 'pip install "
+            f"{package}', or convert the file to .safetensors."
+        ) from error
+    # Each reader has errors of its own for damage, down to SystemError; none is worth a traceback.
+    except Exception as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".:")
+        raise InputError(
+            f"{path} is corrupt, truncated or not what its suffix says "
+            f"({type(error).__name__}: {reason[:100]}): copy or download it again."
+        ) from error
+
+
+def _read_safetensors(path: Path) -> Arrays:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _read_npz(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array and no archive")
+        try:
+            return dict(file)
+        except ValueError as error:
+            if "allow_pickle" in str(error):
+                raise _unsafe(path) from error
+            raise
+
+
+def _unsafe(path: Path) -> InputError:
+    return InputError(
+        f"{path} holds Python objects, which could run code when read, so none was: take a "
+        ".safetensors file, or save again only the arrays, as in "
+        "torch.save(model.state_dict(), path)."
+    )
+
+
+def _read_pytorch(path: Path) -> Arrays:
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The same exception for what is no pickle at all; only this one names what it refused.
+        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+            raise _unsafe(path) from error
+        raise
+    # A training's checkpoint keeps the weights beside others.
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in found.values()
+    ):
+        raise InputError(
+            f"{path} holds no state dict of tensors: save torch.save(model.state_dict(), path)."
+        )
+    return {
+        str(name): (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+        for name, value in found.items()
+    }
+
+
+def _read_keras(path: Path) -> Arrays:
+    import h5py
+
+    if path.suffix.lower() == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            # Reading a member checks its CRC-32.
+            source: Any = io.BytesIO(archive.read("model.weights.h5"))
+    else:
+        source = path
+    arrays: Arrays = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise InputError(f"{path} refers to other files ({name}): take a file of its own.")
+        elif name.startswith("optimizer") or "seed_generator" in name:
+            pass  # A training's, not the network's.
+        elif name.endswith("/vars"):
+            arrays.update(_keras3_layer(name, item))
+        elif len(item.attrs.get("weight_names", ())):
+            arrays.update(_legacy_layer(name, item))
+
+    with h5py.File(source, "r") as file:
+        # Follows no links to other files.
+        file.visititems(visit)
+    return _modern_keras_names(arrays)
+
+
+def _keras3_layer(name: str, group: Any) -> Arrays:
+    """A layer of Keras 3: variables by number, and the layer's name as an attribute since 3.7."""
+    made_up = name.split("/")[-2]
+    kind = re.sub(r"_\d+$", "", made_up)
+    if name.count("/") != 2 or not name.startswith("layers/") or kind not in _VARIABLES:
+        return {f"{name}/{key}": group[key][()] for key in group}
+    layer = str(group.attrs.get("name", made_up))
+    return {f"{layer}/{_VARIABLES[kind][int(key)]}": group[key][()] for key in group}
+
+
+def _legacy_layer(name: str, group: Any) -> Arrays:
+    """A layer of the format before Keras 3: variables by a path that ends in their name."""
+    arrays = {}
+    for variable in group.attrs["weight_names"]:
+        text = variable.decode() if isinstance(variable, bytes) else str(variable)
+        short = text.rpartition("/")[2].partition(":")[0].replace("depthwise_kernel", "kernel")
+        arrays[f"{name.removeprefix('model_weights/')}/{short}"] = group[text][()]
+    return arrays
+
+
+def _modern_keras_names(arrays: Arrays) -> Arrays:
+    """Gives layers their names of today; Keras itself loads legacy files by order, not by name."""
+
+    def modern(name: str) -> str:
+        layer, _, variable = name.rpartition("/")
+        if is_v3:
+            layer = layer.replace("/BatchNorm", "_bn").replace("/", "_").lower()
+        elif is_v2 and layer == "Logits":
+            layer = "predictions"
+        return f"{layer}/{variable}"
+
+    is_v3 = any("/BatchNorm/" in name for name in arrays)
+    is_v2 = "bn_Conv1/gamma" in arrays
+    return {modern(name): array for name, array in arrays.items()}
+
+
+def write(arrays: Mapping[str, np.ndarray], path: str | Path, format: str) -> None:
+    """Writes named arrays; a file that exists is replaced once the new one is whole.
+
+    Args:
+        arrays: by name.
+        path: where to; its suffix should be the format's.
+        format: one of `FORMATS`.
+
+    Raises:
+        InputError: for an unknown format, a path whose suffix is another format's, a directory
+            that is not there, or "pth" without PyTorch.
+    """
+    choose("format", format, FORMATS)
+    path = Path(path)
+    suffixes = _PYTORCH if format == "pth" else (f".{format}",)
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"The format '{format}' needs a path that ends in {suffixes[0]}: {path}.")
+    partial = path.with_name(f".{path.name}.partial")
+    # Contiguous and its own, as the writers need it.
+    contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
+    try:
+        if format == "safetensors":
+            from safetensors.numpy import save_file
+
+            # Some readers of PyTorch's insist on this key.
+            save_file(contiguous, partial, metadata={"format": "pt"})
+        elif format == "npz":
+            with partial.open("wb") as file:
+                np.savez(file, **contiguous)  # type: ignore[arg-type]
+        else:
+            import torch
+
+            torch.save({name: torch.from_numpy(a) for name, a in contiguous.items()}, partial)
+        os.replace(partial, path)
+    except ImportError as error:
+        raise InputError(
+            f"Writing {path} needs the package {error.name}, which is not installed: run 'pip "
+            f"install {error.name}', or choose another format."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {path} ({error.strerror or error}): choose a path in a directory that "
+            "exists and may be written to."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
