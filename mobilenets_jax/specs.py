@@ -126,7 +126,7 @@ class Spec:
     se_activation: str = "relu"
     head_bias: bool = True
     fixed_ends: bool = False
-    stages: tuple[int, ...] = ()
+    stages: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     def squeeze(self, block: Block) -> int:
         """Channels between the two layers of the block's squeeze-and-excite."""

@@ -373,6 +373,8 @@ MODEL_EFFECTS = {
     "bn_epsilon": (0.5, {}),
     "dropout": (0.5, {}),
     "se_gate": ("sigmoid", {"name": "mobilenet_v3_large"}),
+    "depth": (1.4, {"name": "mobilenet_v2"}),
+    "timm_variant": ("h", {"name": "mobilenet_v1"}),
     "dtype": ("bfloat16", {}),
     "depthwise_implementation": ("lax", {}),
 }

@@ -114,7 +114,7 @@ def expected_variables(spec):
         if layer.bn_channels:
             params |= {f"{layer.name}/bn/{leaf}": (outputs,) for leaf in ("scale", "bias")}
             stats |= {f"{layer.name}/bn/{leaf}": (outputs,) for leaf in ("mean", "var")}
-        else:
+        elif layer.biases:
             params[f"{layer.name}/bias"] = (outputs,)
     return params, stats
 
@@ -155,6 +155,14 @@ def test_switched_variables_are_the_counted_ones(name):
         (0.25, {"shallow": True, "se": True}),
         (1.3, {"shallow": True}),
     )
+    variants = {
+        "mobilenet_v1": (0.5, {"timm_variant": "h"}),
+        "mobilenet_v2": (1.2, {"depth": 1.4}),
+        "mobilenet_v3_large": (0.75, {"timm_variant": "rw"}),
+    }
+    if name in variants:
+        alpha, switches = variants[name]
+        assert_variables(create_model(name, 10, alpha, **switches))
     for alpha, switches in combinations[MODELS.index(name) % 2 :: 2]:
         v1_only, not_v1 = "shallow" in switches, {"last_stage", "residual"} & set(switches)
         if not (not_v1 if name == "mobilenet_v1" else v1_only):
@@ -483,6 +491,7 @@ def test_every_switch_changes_the_result_or_the_variables(tiny):
         "padding": dataclasses.replace(TINY, padding="symmetric"),
         "bn_epsilon": dataclasses.replace(TINY, bn_epsilon=0.1),
         "se_gate": dataclasses.replace(TINY, se_gate="sigmoid"),
+        "se_activation": dataclasses.replace(TINY, se_activation="block"),
     }
     for key, spec in changes.items():
         results[key] = evaluate(MobileNet(spec), variables, x)
@@ -490,7 +499,8 @@ def test_every_switch_changes_the_result_or_the_variables(tiny):
         assert np.all(np.isfinite(value)), key
         for other in results:
             assert other == key or np.abs(value - results[other]).max() > 1e-4, (key, other)
-    assert set(CHANGES) | {"shallow"} == set(SWITCHES)
+    # Of V1, V2 and V3 Large only.
+    assert set(CHANGES) | {"shallow", "depth", "timm_variant"} == set(SWITCHES)
 
 
 def test_shallow_and_alpha_change_the_network():

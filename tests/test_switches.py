@@ -17,6 +17,8 @@ LARGE, SMALL = "mobilenet_v3_large", "mobilenet_v3_small"
 NOT_V1 = [name for name in list_models() if name != V1]
 # Every value of every switch.
 VALUES = {
+    "timm_variant": ("h", "rw"),
+    "depth": (1.0, 1.2, 1.4),
     "last_stage": ("original", "shortened"),
     "stem": (16, 32),
     "shallow": (False, True),
@@ -313,12 +315,14 @@ def test_switches_combine_in_any_order(name):
                 found.append(str(error))
         assert found[0] == found[1]
         if isinstance(found[0], str):
-            assert name == V1 or "shallow" in found[0]
+            own = ("shallow", "depth", "timm_variant")
+            assert name == V1 or any(switch in found[0] for switch in own)
         else:
             layers = costs.layers(found[0], 32)
             for layer, following in itertools.pairwise(layers):
                 assert layer.output == following.input
-            assert len({b.shortcut for b in found[0].blocks}) == 1
+            # The first block of "rw" has none.
+            assert len({b.shortcut for b in found[0].blocks[1:]}) == 1
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -332,8 +336,25 @@ def test_every_switch_is_a_change(name):
             except InputError:
                 continue
         assert len(set(specs)) == len(specs), key
-        if specs and key not in ("hswish_from", "se"):
+        if specs and key not in ("hswish_from", "se", "timm_variant"):
             assert table(name) in specs, key
+
+
+def test_depth_adds_layers_and_keeps_the_ends():
+    spec = build_spec(V2, alpha=1.2, rule="timm", depth=1.4)
+    assert spec.stages == (1, 3, 5, 6, 5, 5, 1)
+    assert (spec.stem.out, spec.last.out) == (32, 1280)
+    assert [block.strides for block in spec.blocks].count(2) == 4
+    assert build_spec(V2, alpha=1.1, depth=1.2).stages == (1, 3, 4, 5, 4, 4, 1)
+
+
+def test_timm_variants():
+    spec = build_spec(V1, alpha=0.5, timm_variant="h")
+    assert spec.last == Conv(1, 1024, "relu6")
+    rw = build_spec("mobilenet_v3_large", timm_variant="rw")
+    assert [block.shortcut for block in rw.blocks[:2]] == ["none", "bottleneck"]
+    assert [rw.squeeze(block) for block in rw.blocks if block.se][:3] == [18, 30, 30]
+    assert (rw.head_bias, rw.se_activation) == (False, "block")
 
 
 # Bad input
@@ -382,6 +403,11 @@ def test_every_switch_is_a_change(name):
         ({"standard_conv": 2}, "standard_conv must be True, False or None, not 2."),
         ({"linear_bottleneck": "no"}, "linear_bottleneck must be True, False or None, not 'no'."),
         ({"shallow": True}, "shallow=True is V1's ablation: mobilenet_v2 has no such layers."),
+        ({"depth": 0.5}, "depth must be a number in [1, 10], not 0.5."),
+        ({"depth": True}, "depth must be a number in [1, 10], not True."),
+        ({"name": V1, "depth": 2}, "depth is a switch of V2: mobilenet_v1 has no stages"),
+        ({"timm_variant": "hh"}, "Unknown timm_variant 'hh'. Did you mean 'h'?"),
+        ({"timm_variant": "h"}, "timm_variant='h' is a variant of mobilenet_v1, not of"),
         ({"dropout": 1}, "dropout must be a number in [0.0, 1.0), not 1."),
     ],
 )
