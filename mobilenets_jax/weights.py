@@ -29,6 +29,7 @@ from mobilenets_jax.switches import build_spec
 from mobilenets_jax.weights_files import Arrays
 from mobilenets_jax.weights_names import Slot
 
+preprocessing = published.preprocessing
 NAMINGS = ("timm", "torchvision", "native")
 # Fields of a spec that do not change what a trained network computes.
 _WITHOUT_EFFECT = (
@@ -350,24 +351,25 @@ def _check_fits(spec: Spec, source: str) -> dict[str, Any]:
     Raises:
         InputError: names a field that the library has otherwise.
     """
-    differences = []
+    differences, fitting = [], []
     for network in published.NETWORKS:
         if (network.source, network.model) != (source, spec.name):
             continue
         theirs = build_spec(spec.name, alpha=spec.alpha, **network.arguments)
-        own = theirs
+        told: dict[str, Any] = {}
         if source == "timm" and spec.padding in ("same", "symmetric"):
-            # Both are arguments of timm's `create_model`.
+            if spec.padding != theirs.padding:
+                told["pad_type"] = "same" if spec.padding == "same" else ""
+            if spec.bn_epsilon != theirs.bn_epsilon:
+                told["bn_eps"] = spec.bn_epsilon
             theirs = dataclasses.replace(theirs, padding=spec.padding, bn_epsilon=spec.bn_epsilon)
         difference = _difference(spec, theirs)
         if difference is None:
-            changed: dict[str, Any] = {}
-            if own.padding != theirs.padding:
-                changed["pad_type"] = "" if spec.padding == "symmetric" else spec.padding
-            if own.bn_epsilon != theirs.bn_epsilon:
-                changed["bn_eps"] = spec.bn_epsilon
-            return changed
-        differences.append(difference)
+            fitting.append(told)
+        else:
+            differences.append(difference)
+    if fitting:
+        return min(fitting, key=len)
     if not differences:
         raise InputError(f"{source} has no {spec.name}: save it with naming='native'.")
     field, here, there = differences[0]

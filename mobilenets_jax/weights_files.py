@@ -11,7 +11,9 @@ nothing of networks or of what the arrays mean.
 import contextlib
 import io
 import os
+import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,7 +99,9 @@ def _read_safetensors(path: Path) -> Arrays:
 
 
 def _read_npz(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as file:
+    # NumPy leaves the file open where it is no archive.
+    with path.open("rb") as opened:
+        file = np.load(opened, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is one array and no archive")
         try:
@@ -117,15 +121,16 @@ def _unsafe(path: Path) -> InputError:
 
 
 def _read_pytorch(path: Path) -> Arrays:
-    import pickle
-
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what it does not support, it raises
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The same exception for what is no pickle at all; only this one names what it refused.
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+        # The same exception for what is no pickle at all.
+        with path.open("rb") as file:
+            is_pickle = file.read(2) in (b"PK", *(bytes([0x80, n]) for n in range(2, 6)))
+        if is_pickle and "Unsupported" in str(error):
             raise _unsafe(path) from error
         raise
     # A training's checkpoint keeps the weights beside others.
