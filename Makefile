@@ -2,6 +2,7 @@
 # make test      set up, then run the tests but the slow ones
 # make test-all  set up, then run every test
 # make lint      set up, then check format, lint rules and types
+# make parity    set up, install torchvision, timm and Keras beside it, compare all networks, renew docs/weights.md
 # make lock      renew requirements.lock (needs Python 3.11, 3.12 and 3.13)
 # PYTHON=python3.12 chooses the interpreter; ARGS="..." is handed on to the program that runs.
 
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 STAMP := $(VENV)/.installed-$(or $(VERSION),none)
 
-.PHONY: demo test test-all lint lock
+.PHONY: demo test test-all lint parity lock
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -34,6 +35,11 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+parity: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet '.[parity]' -c requirements.lock
+	$(VENV)/bin/python -m experiments.parity run $(ARGS)
+	$(VENV)/bin/python -m experiments.parity table
 
 $(STAMP): requirements.lock
 	@case "$(VERSION)" in \

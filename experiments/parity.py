@@ -3,6 +3,7 @@
     python -m experiments.parity run [--only=CASE ...]    compare, store the results
     python -m experiments.parity table                    render the table in docs/weights.md
     python -m experiments.parity list                     the names of all cases
+    python -m experiments.parity record                   store what the tests need of PyTorch
 
 No pretrained weights are needed: each network is built in its library with random weights, random
 affine parameters and BatchNorm statistics of a pass over noise, then jittered; saved by the
@@ -15,12 +16,14 @@ too, and two in one training step.
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +36,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mobilenets_jax import costs, published, weights, weights_names
+from mobilenets_jax.errors import InputError
 from mobilenets_jax.model import MobileNet
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "parity.json"
+RECORDED = ROOT / "tests" / "data" / "weights.json"
 DOCUMENT = ROOT / "docs" / "weights.md"
 BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 RESOLUTIONS = (224, 193, 200)
@@ -125,6 +130,10 @@ def _randomise_torch(network: Any) -> None:
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.1)
+        for module in network.modules():
+            # Large enough for the logits to hang on the features and not on the biases.
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_(0, module.in_features**-0.5)
         for norm in norms:
             norm.weight.uniform_(0.5, 1.5)
             norm.momentum, before = 1.0, norm.momentum
@@ -208,14 +217,30 @@ def _randomise_keras(network: Any, case: Case) -> None:
     network(_keras_input(generator.uniform(-1, 1, shape), case), training=True)
     for norm in norms:
         norm.momentum = norm.before
-        mean, var = np.asarray(norm.moving_mean), np.asarray(norm.moving_variance)
+        mean, var = _numpy(norm.moving_mean), _numpy(norm.moving_variance)
         jitter = 0.1 * np.sqrt(var) * generator.normal(size=mean.shape)
         # Values that float32 holds, so that a file in either precision is the same weights.
         norm.moving_mean.assign(np.float32(mean + jitter))
         norm.moving_variance.assign(np.float32(var * generator.uniform(0.5, 2, var.shape)))
     for variable in network.weights:
         if "seed" not in variable.path:
-            variable.assign(np.float32(variable))
+            variable.assign(np.float32(_numpy(variable)))
+
+
+def _keras_precision(dtype: str) -> None:
+    import keras
+    from keras.src.backend.common import dtypes
+
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)  # made of the former only once
+    # Without TensorFlow, Keras' own layers compute BatchNorm in float32 even in float64.
+    dtypes.BIT64_TO_BIT32_DTYPE["float64"] = dtype
+    for function in (dtypes._lattice_result_type, dtypes.result_type):
+        getattr(function, "cache_clear", lambda: None)()
+
+
+def _numpy(variable: Any) -> np.ndarray:
+    return np.asarray(variable.value)  # NumPy warns of what Keras' own conversion lacks.
 
 
 def _keras_input(x: np.ndarray, case: Case) -> np.ndarray:
@@ -263,20 +288,23 @@ def _cast(variables: Any, dtype: str) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
 
 
-def compare(case: Case, dtype: str, directory: Path) -> dict[str, Any]:
+def compare(
+    case: Case, dtype: str, directory: Path, resolutions: tuple[int, ...] = RESOLUTIONS
+) -> dict[str, Any]:
     """Returns the largest relative difference of logits for each resolution, and more.
 
     Args:
         case: what to compare.
         dtype: of the computation on both sides.
         directory: for files.
+        resolutions: of the images in pixels.
     """
     model = weights.model_for(case.source, case.name, _alpha(case))
     result: dict[str, Any] = {}
     if case.source == "keras":
         import keras
 
-        keras.config.set_floatx(dtype)
+        _keras_precision(dtype)
         keras.utils.set_random_seed(0)
         network = _keras_network(case, 96)
         _randomise_keras(network, case)
@@ -301,11 +329,22 @@ def compare(case: Case, dtype: str, directory: Path) -> dict[str, Any]:
     jax.tree.map(np.testing.assert_array_equal, variables, weights.load(native, model))
     ours = jax.jit(model.clone(dtype=jnp.dtype(dtype)).apply)
     cast = _cast(variables, dtype)
-    for resolution in RESOLUTIONS:
+    for resolution in resolutions:
         theirs_at = at(resolution)
         result[str(resolution)] = max(
             relative(np.asarray(ours(cast, x)), theirs_at(x)) for x in images(resolution, dtype)
         )
+    if case.float64 and dtype == "float32":
+        # What a wrong padding or ε would look like.
+        spec = model.spec
+        for field, value in (
+            ("padding", "same" if spec.padding == "symmetric" else "symmetric"),
+            ("bn_epsilon", 1e-3 if spec.bn_epsilon == 1e-5 else 1e-5),
+        ):
+            wrong = MobileNet(dataclasses.replace(spec, **{field: value}))
+            x = images(resolutions[-1], dtype)[0]
+            logits = np.asarray(jax.jit(wrong.apply)(cast, x))
+            result[f"wrong_{field}"] = relative(logits, theirs_at(x))
     return result
 
 
@@ -417,6 +456,8 @@ def check(case: Case) -> dict[str, Any]:
                 found,
             )
             assert found.get("round_trip", 0.0) == 0.0, (case.key, found)
+            wrong = [value for key, value in found.items() if key.startswith("wrong")]
+            assert min(wrong, default=1.0) >= 10 * LIMITS["float32"], (case.key, found)
             result[dtype] = found
         if case.step:
             found = training_step(case, Path(directory))
@@ -429,8 +470,71 @@ def check(case: Case) -> dict[str, Any]:
     return result
 
 
+class _Code:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def check_pytorch_files(directory: Path) -> None:
+    """Reads bad .pth files: each ends in one sentence, and none is executed.
+
+    Raises:
+        AssertionError: if one is read, or runs code.
+    """
+    import pickle
+
+    import torch
+
+    victim = directory / "executed"
+    model = weights.model_for("torchvision", "mobilenet_v2", 0.25)
+    whole = directory / "whole.pth"
+    torch.save(_torch_network(cases()[1]).state_dict(), whole)
+    content = whole.read_bytes()
+
+    def pickled(path: Path, protocol: int) -> None:
+        path.write_bytes(pickle.dumps({"features.0.0.weight": _Code(victim)}, protocol=protocol))
+
+    files: dict[str, Callable[[Path], Any]] = {
+        "code": lambda path: torch.save({"features.0.0.weight": _Code(victim)}, path),
+        "code as a plain pickle": lambda path: pickled(path, 2),
+        "code as a modern pickle": lambda path: pickled(path, 5),
+        "code as an old file": lambda path: torch.save(
+            {"a": _Code(victim)}, path, _use_new_zipfile_serialization=False
+        ),
+        "a whole network": lambda path: torch.save(_torch_network(cases()[1]), path),
+        "no dictionary": lambda path: torch.save([1, 2], path),
+        "other things": lambda path: torch.save({"epoch": 3}, path),
+        "truncated": lambda path: path.write_bytes(content[: len(content) // 2]),
+        "text": lambda path: path.write_text("not a file of weights"),
+        "empty": lambda path: path.write_bytes(b""),
+    }
+    for name, make in files.items():
+        path = directory / f"{name.replace(' ', '_')}.pth"
+        make(path)
+        try:
+            weights.load(path, model, "torchvision")
+        except InputError as error:
+            message = str(error)
+            assert str(path) in message, (name, message)
+            assert "\n" not in message, (name, message)
+            assert ("run code" in message) == (name.startswith(("code", "a whole"))), (
+                name,
+                message,
+            )
+        else:
+            raise AssertionError(f"{name} was read")
+    assert not victim.exists()
+
+
 def run(only: list[str]) -> None:
     """Checks all cases, or some, and stores each result at once."""
+    with tempfile.TemporaryDirectory() as directory:
+        check_pytorch_files(Path(directory))
     for case in cases():
         if only and case.key not in only:
             continue
@@ -447,6 +551,66 @@ def run(only: list[str]) -> None:
         RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         worst = max(result["float32"][str(resolution)] for resolution in RESOLUTIONS)
         print(f"{case.key}: {worst:.1e}, {result['seconds']:.0f} s", flush=True)
+
+
+# What the tests, which have no PyTorch, compare with ---------------------------------------------
+
+# Networks whose logits are recorded, and the images' side.
+LOGITS = (
+    *("torchvision/mobilenet_v2@0.25", "torchvision/mobilenet_v3_small@0.25"),
+    *("timm/mobilenetv1_100h", "timm/mobilenetv2_110d", "timm/mobilenetv3_small_050"),
+    *("timm/mobilenetv3_rw", "timm/tf_mobilenetv3_small_075", "timm/tf_mobilenetv3_large_075"),
+)
+PIXELS, CLASSES = 72, 5
+
+
+def digest(shapes: dict[str, tuple[int, ...]]) -> str:
+    """Names and shapes of a state dict in one number, whatever their order."""
+    lines = sorted(f"{name} {[*map(int, shape)]}" for name, shape in shapes.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def synthetic(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """A state dict of PyTorch's with values that follow from each array's name and shape."""
+    state = {}
+    for name, shape in shapes.items():
+        uniform = np.random.default_rng(zlib.crc32(name.encode())).random(shape)
+        if len(shape) > 1:
+            value = (2 * uniform - 1) * np.sqrt(6 / np.prod(shape[1:]))
+        elif name.endswith("running_var"):
+            value = 0.5 + 1.5 * uniform
+        else:
+            value = 0.4 * uniform - 0.2 + name.endswith("weight")
+        tracked = name.endswith("num_batches_tracked")
+        state[name] = np.asarray(value, np.float32) if not tracked else np.zeros((), np.int64)
+    return state
+
+
+def recorded_images() -> np.ndarray:
+    """The images of the recorded logits, `[2, PIXELS, PIXELS, 3]`."""
+    values = np.random.default_rng(0).random((2, PIXELS, PIXELS, 3))
+    return (2 * values - 1).astype(np.float32)
+
+
+def record() -> None:
+    """Stores each PyTorch state dict's digest, and the logits of some networks."""
+    import torch
+
+    found: dict[str, Any] = {"states": {}, "logits": {}}
+    for case in cases():
+        if case.source == "keras":
+            continue
+        state = _torch_network(case).state_dict()
+        found["states"][case.key] = digest({name: v.shape for name, v in state.items()})
+        if case.key in LOGITS:
+            network = _torch_network(case, num_classes=CLASSES).eval()
+            shapes = {name: tuple(v.shape) for name, v in network.state_dict().items()}
+            values = {name: torch.from_numpy(v) for name, v in synthetic(shapes).items()}
+            network.load_state_dict(values, strict=True)
+            logits = _torch_logits(network)(recorded_images())
+            found["logits"][case.key] = [[float(f"{x:.7g}") for x in row] for row in logits]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")}
+    RECORDED.write_text(json.dumps({"versions": versions, **found}, indent=1) + "\n")
 
 
 def table() -> str:
@@ -475,6 +639,10 @@ def table() -> str:
         *("loss_float64", "gradient_float64", "array_float64", "loss_float32", "gradient_float32"),
         *("our_error_float32", "their_error_float32"),
     )
+    wrong = {
+        field: min(r["float32"].get(f"wrong_{field}", 1.0) for r in stored["cases"].values())
+        for field in ("padding", "bn_epsilon")
+    }
     steps = [
         f"| `{result['name']}` | " + " | ".join(f"{result['step'][key]:.1e}" for key in keys) + " |"
         for result in stored["cases"].values()
@@ -482,6 +650,9 @@ def table() -> str:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
     lines += [
+        "",
+        "For scale: with a wrong padding (at 200 pixels) or ε the same figure is at least "
+        f"{wrong['padding']:.1e} and {wrong['bn_epsilon']:.1e} in the rows with float64.",
         "",
         "One training step of torchvision's (BatchNorm in training mode, no dropout, 16 images of "
         "128 pixels), relative differences:",
@@ -508,13 +679,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=("run", "table", "list"))
+    parser.add_argument("action", choices=("run", "table", "list", "record"))
     parser.add_argument("--only", nargs="+", default=[], choices=[case.key for case in cases()])
     arguments = parser.parse_args()
     if arguments.action == "list":
         print("\n".join(case.key for case in cases()))
     elif arguments.action == "run":
         run(arguments.only)
+    elif arguments.action == "record":
+        record()
     else:
         DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
