@@ -91,10 +91,11 @@ def load(
 
     Raises:
         InputError: as of `weights_files.read`; for an array that is missing, too much, of another
-            shape, not a number or not finite, and for a workdir of another network. The message
-            names the file and the first such array.
+            shape, not a number or not finite, for a workdir of another network, and for a folded
+            network. The message names the file and the first such array.
     """
     choose("source", source, SOURCES)
+    _check_unfolded(model)
     path, spec = Path(path), model.spec
     needed = shapes(model)
     slots = weights_names.slots(spec, needed, source)
@@ -144,10 +145,11 @@ def save(
         naming: one of `NAMINGS`; "native" is our own, for any network.
 
     Raises:
-        InputError: for a network that the library does not build or the format cannot hold, arrays
-            that are not the model's, or a path that cannot be written.
+        InputError: for a network that the library does not build or the format cannot hold, a
+            folded one, arrays that are not the model's, or a path that cannot be written.
     """
     choose("naming", naming, NAMINGS)
+    _check_unfolded(model)
     told = {} if naming == "native" else _check_fits(model.spec, naming)
     needed, flat = shapes(model), flatten_dict(variables, sep="/")
     if {name: np.shape(array) for name, array in flat.items()} != needed:
@@ -313,6 +315,15 @@ def _check_array(path: Path, array: np.ndarray, slot: Slot) -> None:
         raise InputError(
             f"{path}: {name} holds values that no weights have (not finite, or a negative "
             "variance), so the file is damaged: copy or download it again."
+        )
+
+
+def _check_unfolded(model: MobileNet) -> None:
+    """Raises InputError for a network whose files nobody else could read."""
+    if model.folded:
+        raise InputError(
+            f"This {model.spec.name} is folded, so it has none of the BatchNorm that files of "
+            "weights hold: load and save the network that fold.fold_batch_norm was given."
         )
 
 

@@ -99,6 +99,7 @@ def test_logits_are_numpys(name, alpha):
     [
         ("mobilenet_v2", {"shortcut": "expansion"}),
         ("mobilenet_v3_small", {"standard_conv": True}),
+        ("mobilenet_v3_large", {"timm_variant": "rw"}),
         ("mobilenet_v1", {"padding": "bottom_right", "bn_epsilon": 0.02}),
     ],
 )

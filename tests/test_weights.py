@@ -24,7 +24,15 @@ from safetensors.numpy import save_file
 
 from configs import default
 from experiments import parity
-from mobilenets_jax import checkpoint, costs, published, weights, weights_files, weights_names
+from mobilenets_jax import (
+    checkpoint,
+    costs,
+    fold,
+    published,
+    weights,
+    weights_files,
+    weights_names,
+)
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.model import create_model
 
@@ -328,6 +336,17 @@ def test_save_needs_a_directory(saved, tmp_path):
     variables = weights.load(saved, small()[0], "timm")
     with pytest.raises(InputError, match=r"^Cannot write .*: choose a path in a directory"):
         weights.save(variables, tmp_path / "no" / "out.npz", small()[0], format="npz")
+
+
+def test_a_folded_network_is_neither_loaded_nor_saved(saved, tmp_path):
+    model, _ = small()
+    folded, variables = fold.fold_batch_norm(model, weights.load(saved, model, "timm"))
+    message = "^This mobilenet_v3_small is folded, .*: load and save the network that fold"
+    with pytest.raises(InputError, match=message):
+        weights.load(saved, folded, "timm")
+    for naming in weights.NAMINGS:
+        with pytest.raises(InputError, match=message):
+            weights.save(variables, tmp_path / "out.safetensors", folded, naming=naming)
 
 
 def test_a_layer_without_counterpart_is_named():
