@@ -62,6 +62,10 @@ def base(model: str, dataset: str) -> ConfigDict:
             "eval_every": 1.0,  # epochs
             "checkpoint_every": 1.0,  # epochs; each evaluation saves too
             "distributed": False,
+            # Fine-tuning: see README.md, "Published weights".
+            "init_from": placeholder(str),  # a file of weights, or a workdir; None: random ones
+            "init_source": "native",  # whose it is
+            "freeze": placeholder(str),  # "backbone": only the classifier is trained
             # Passed to mobilenets_jax.create_model; None is the paper's own.
             "model": {
                 "name": model,
@@ -129,6 +133,7 @@ def base(model: str, dataset: str) -> ConfigDict:
                 "weight_decay": 0.0,
                 "weight_decay_depthwise": False,
                 "clip_norm": 0.0,
+                "backbone_scale": 1.0,  # of the learning rate, for all but the classifier
             },
             "schedule": {
                 "name": "cosine",

@@ -129,6 +129,11 @@ def save(
     )
 
 
+def exists(workdir: str | Path) -> bool:
+    """Says whether a workdir holds a complete checkpoint. Opens and creates nothing."""
+    return any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*"))
+
+
 def restore(
     manager: ocp.CheckpointManager, template: Any, step: int | None = None
 ) -> tuple[Any, dict[str, Any]]:

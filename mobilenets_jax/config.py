@@ -15,7 +15,8 @@ from ml_collections.config_dict import placeholder
 
 from mobilenets_jax.augment import CROPS, INTERPOLATIONS
 from mobilenets_jax.errors import InputError, choose, nearest
-from mobilenets_jax.optim import OPTIMIZER_KEYS, SCHEDULE_KEYS
+from mobilenets_jax.optim import FROZEN, OPTIMIZER_KEYS, SCHEDULE_KEYS
+from mobilenets_jax.published import SOURCES
 from mobilenets_jax.switches import build_spec
 
 
@@ -78,9 +79,11 @@ _FIELDS = {
     "optimizer.weight_decay_depthwise",
     Field(bool, optional=True): "model.standard_conv model.linear_bottleneck model.se "
     "model.shallow",
-    Field(str): "model.name model.rule model.dtype dataset.name dataset.train_split "
+    Field(str): "init_source model.name model.rule model.dtype dataset.name dataset.train_split "
     "dataset.eval_split augment.crop preprocess.interpolation optimizer.name schedule.name",
-    Field(str, optional=True): "model.activation model.residual model.shortcut model.last_stage "
+    Field(
+        str, optional=True
+    ): "init_from freeze model.activation model.residual model.shortcut model.last_stage "
     "model.padding model.se_gate model.depthwise_implementation model.timm_variant "
     "dataset.data_dir dataset.manual_dir",
     Field(int, least=0, most=2**31 - 1): "seed",
@@ -91,6 +94,7 @@ _FIELDS = {
     Field(int, optional=True): "model.hswish_from model.stem",
     Field(float): "optimizer.momentum optimizer.decay optimizer.epsilon optimizer.b1 optimizer.b2 "
     "schedule.learning_rate schedule.warmup_epochs schedule.decay_rate schedule.decay_epochs",
+    Field(float, above=0): "optimizer.backbone_scale",
     Field(float, optional=True): "model.depth model.bn_momentum model.bn_epsilon model.dropout",
     Field(float, above=0, most=16): "beta",
     Field(float, above=0, most=100): "model.alpha",
@@ -219,6 +223,14 @@ def check(config: ConfigDict, overrides: Iterable[str] = ()) -> None:
         if not FIELDS[name].fits(value):
             raise InputError(f"{name} must be {FIELDS[name]}, not {value!r}.")
     effective_resolution(config.resolution, config.beta)
+    choose("init_source", config.init_source, SOURCES)
+    if config.freeze is not None:
+        choose("freeze", config.freeze, FROZEN)
+        if config.init_from is None:
+            raise InputError(
+                f"freeze={config.freeze} without init_from would keep random weights: give "
+                "init_from, or leave freeze out."
+            )
     choose("augment.crop", config.augment.crop, CROPS)
     choose("preprocess.interpolation", config.preprocess.interpolation, INTERPOLATIONS)
     choose("optimizer.name", config.optimizer.name, OPTIMIZER_KEYS)
@@ -253,6 +265,8 @@ def _check_used(config: ConfigDict, key: str) -> None:
     manual = ("fashion_mnist", "imagenet2012", "image_folder")
     # What a field needs in order to be read, and whether that is so.
     needs = {
+        "init_source": ("init_from", config.init_from is not None),
+        "optimizer.backbone_scale": ("freeze=None", config.freeze is None),
         "augment.padding": ("augment.crop=pad", augment.crop == "pad"),
         "augment.min_area": ("augment.crop=random_resized", augment.crop == "random_resized"),
         "augment.magnitude": ("augment.randaugment above 0", augment.randaugment > 0),

@@ -41,19 +41,23 @@ class MobileNet(nn.Module):
     depthwise_implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, features: bool = False) -> Any:
+    def __call__(
+        self, x: Array, train: bool = False, features: bool = False, frozen: bool = False
+    ) -> Any:
         """Computes logits, or the stages' features.
 
         Args:
             x: images `[N, H, W, 3]`, normalised.
             train: use and update batch statistics, and drop out.
             features: return what a backbone gives.
+            frozen: with `train`, use running statistics and leave them: only the dropout is then
+                as in training.
 
         Returns:
             Logits `[N, num_classes]`; or, with `features`, a dict from the total stride (2, 4, 8,
             16, 32) to the last feature map `[N, H/stride, W/stride, C]` of the blocks at it.
         """
-        spec = self.spec
+        spec, normalize = self.spec, train and not frozen
         common = {"dtype": self.dtype, "folded": self.folded}
         x = ConvBN(
             spec,
@@ -63,7 +67,7 @@ class MobileNet(nn.Module):
             activation=spec.stem.activation,
             name="stem",
             **common,
-        )(x, train)
+        )(x, normalize)
         total_strides = spec.stem.strides
         stages = {total_strides: x}
         expanded, strides_before = None, 1
@@ -74,7 +78,7 @@ class MobileNet(nn.Module):
                 depthwise_implementation=self.depthwise_implementation,
                 name=f"blocks_{i}",
                 **common,
-            )(x, train, expanded if strides_before == 1 else None)
+            )(x, normalize, expanded if strides_before == 1 else None)
             strides_before = row.strides
             total_strides *= row.strides
             stages[total_strides] = x
@@ -87,7 +91,7 @@ class MobileNet(nn.Module):
                 activation=spec.last.activation,
                 name="last",
                 **common,
-            )(x, train)
+            )(x, normalize)
         x = jnp.mean(x, (1, 2), keepdims=True).reshape(x.shape[0], -1)
         if spec.head is not None:
             x = nn.Dense(

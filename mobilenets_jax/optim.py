@@ -26,11 +26,14 @@ SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {
     "constant": ("learning_rate", "warmup_epochs"),
 }
 _REGULARIZATION = ("weight_decay", "weight_decay_depthwise", "clip_norm")
+_EVERY = (*_REGULARIZATION, "backbone_scale")
 OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {
-    "rmsprop": ("momentum", "decay", "epsilon", *_REGULARIZATION),
-    "sgd": ("momentum", "nesterov", *_REGULARIZATION),
-    "adamw": ("b1", "b2", "epsilon", *_REGULARIZATION),
+    "rmsprop": ("momentum", "decay", "epsilon", *_EVERY),
+    "sgd": ("momentum", "nesterov", *_EVERY),
+    "adamw": ("b1", "b2", "epsilon", *_EVERY),
 }
+FROZEN = ("backbone",)
+_HEAD = "classifier"  # all else is the backbone
 
 
 def learning_rate_schedule(
@@ -128,6 +131,8 @@ def make_optimizer(
     `clip_norm`, where not 0, scales all of g down to that global norm, coupled weight decay
     included (it is part of the loss), decoupled weight decay not.
 
+    `backbone_scale` multiplies the rate of all parameters but the classifier's.
+
     Args:
         config: the `optimizer` part of the config.
         schedule: the learning rate as a function of the step.
@@ -144,8 +149,15 @@ def make_optimizer(
     weight_decay = _number(config, "optimizer.weight_decay", least=0)
     clip_norm = _number(config, "optimizer.clip_norm", least=0)
     mask = weight_decay_mask(params, depthwise=_flag(config, "optimizer.weight_decay_depthwise"))
+    scale = _number(config, "optimizer.backbone_scale", above=0)
     coupled = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+
+    def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
+        # Each update is proportional to the rate, so that scaling the one scales the other.
+        backbone = {key: key != _HEAD for key in params}
+        slower = () if scale == 1 else (optax.masked(optax.scale(scale), backbone),)
+        return optax.chain(*parts, *slower)
 
     if name == "adamw":
         adamw = optax.adamw(
@@ -156,14 +168,14 @@ def make_optimizer(
             weight_decay=weight_decay,
             mask=mask,
         )
-        return optax.chain(clip, adamw)
+        return chain(clip, adamw)
 
     momentum = _number(config, "optimizer.momentum", least=0, below=1)
     if name == "sgd":
         nesterov = _flag(config, "optimizer.nesterov")
         if nesterov and not momentum:
             raise InputError("optimizer.nesterov needs an optimizer.momentum above 0.")
-        return optax.chain(coupled, clip, optax.sgd(schedule, momentum or None, nesterov))
+        return chain(coupled, clip, optax.sgd(schedule, momentum or None, nesterov))
 
     rmsprop = optax.rmsprop(
         schedule,
@@ -173,7 +185,17 @@ def make_optimizer(
         eps_in_sqrt=True,
         momentum=momentum or None,
     )
-    return optax.chain(coupled, clip, rmsprop)
+    return chain(coupled, clip, rmsprop)
+
+
+def trained(params: PyTree, freeze: str | None) -> PyTree:
+    """Returns the part of the parameters that a training changes.
+
+    Args:
+        params: the network's parameters, or anything by their first names.
+        freeze: one of `FROZEN`, which leaves the classifier, or None, which leaves all.
+    """
+    return params if freeze is None else {_HEAD: params[_HEAD]}
 
 
 def weight_decay_mask(params: PyTree, depthwise: bool) -> PyTree:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mobilenets_jax.model import MobileNet
+from mobilenets_jax.optim import trained
 
 
 @flax.struct.dataclass
@@ -21,7 +22,7 @@ class TrainState:
         step: updates made, int32 scalar.
         params: trainable parameters.
         batch_stats: BatchNorm's running statistics.
-        opt_state: the optimizer's.
+        opt_state: the optimizer's, of the parameters that are trained.
         ema_params: moving average of params.
         ema_batch_stats: moving average of batch_stats.
     """
@@ -35,15 +36,20 @@ class TrainState:
 
 
 def init_state(
-    model: MobileNet, optimizer: optax.GradientTransformation, resolution: int, key: jax.Array
+    model: MobileNet,
+    optimizer: optax.GradientTransformation,
+    resolution: int,
+    key: jax.Array,
+    freeze: str | None = None,
 ) -> TrainState:
     """Returns the state before the first step; the averages start at the initial values.
 
     Args:
         model: the network.
-        optimizer: whose state is made for the network's parameters.
+        optimizer: whose state is made for the parameters that are trained.
         resolution: side of the images in pixels.
         key: for the initial weights.
+        freeze: see `optim.trained`.
     """
     variables = model.init(key, jnp.zeros((1, resolution, resolution, 3), jnp.float32))
     params, batch_stats = variables["params"], variables["batch_stats"]
@@ -51,7 +57,7 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(trained(params, freeze)),
         ema_params=jax.tree.map(jnp.copy, params),
         ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
     )

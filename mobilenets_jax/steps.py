@@ -29,6 +29,7 @@ from mobilenets_jax.optim import (
     ema_update,
     learning_rate_schedule,
     make_optimizer,
+    trained,
 )
 from mobilenets_jax.state import TrainState, init_state
 
@@ -106,7 +107,9 @@ def build(config: ConfigDict) -> Experiment:
         dataset=dataset,
         model=model,
         schedule=schedule,
-        optimizer=make_optimizer(config.optimizer, schedule, shapes["params"]),
+        optimizer=make_optimizer(
+            config.optimizer, schedule, trained(shapes["params"], config.freeze)
+        ),
         resolution=resolution,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -119,7 +122,11 @@ def initial_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step, a function of the seed, on every device."""
     key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0)
     init = functools.partial(
-        init_state, experiment.model, experiment.optimizer, experiment.resolution
+        init_state,
+        experiment.model,
+        experiment.optimizer,
+        experiment.resolution,
+        freeze=experiment.config.freeze,
     )
     return jax.jit(init, out_shardings=experiment.replicated)(key)
 
@@ -135,6 +142,8 @@ def train_step(
     experiment: Experiment, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. All its chance is a function of (seed, step).
+
+    What `config.freeze` names stays bit for bit as it is, its averages and statistics included.
 
     Args:
         experiment: static.
@@ -159,28 +168,33 @@ def train_step(
             config.augment.cutmix,
         )
 
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+    freeze = config.freeze
+    old = trained(state.params, freeze)
+
+    def loss_fn(new: Any) -> tuple[jax.Array, Any]:
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": {**state.params, **new}, "batch_stats": state.batch_stats},
             image,
             train=True,
+            frozen=freeze is not None,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
         loss = cross_entropy(logits, target, config.label_smoothing).mean()
         return loss, (logits, updated["batch_stats"])
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(old)
+    updates, opt_state = experiment.optimizer.update(grads, state.opt_state, old)
+    new = optax.apply_updates(old, updates)
     ema = functools.partial(ema_update, decay=config.ema_decay, step=state.step)
+    ema_params = ema(trained(state.ema_params, freeze), new)
     state = TrainState(
         step=state.step + 1,
-        params=params,
+        params={**state.params, **new},
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema_params=ema(state.ema_params, params),
-        ema_batch_stats=ema(state.ema_batch_stats, batch_stats),
+        ema_params={**state.ema_params, **ema_params},
+        ema_batch_stats=ema(state.ema_batch_stats, batch_stats) if freeze is None else batch_stats,
     )
     # With mixed labels, a prediction is right if it names the larger share.
     wanted = target if target.ndim == 1 else jnp.argmax(target, -1)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mobilenets_jax import checkpoint, costs, data, logs, plots
+from mobilenets_jax import checkpoint, costs, data, finetune, logs, plots
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.evaluation import Pictured, evaluate
@@ -136,16 +136,22 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
             f"batch_size {config.batch_size} cannot be shared by {devices} devices: choose a "
             f"multiple of {devices}."
         )
+    # Before anything is written: a wrong path leaves no workdir behind.
+    weights = None if checkpoint.exists(workdir) else finetune.load(experiment)
     with (
         claimed(workdir, config),
         checkpoint.open_manager(workdir) as manager,
         stop_signal(manager) as stop_requested,
     ):
-        return _loop(experiment, workdir, manager, stop_requested)
+        return _loop(experiment, workdir, manager, stop_requested, weights)
 
 
 def _loop(
-    experiment: Experiment, workdir: Path, manager: Any, stop_requested: Callable[[int], bool]
+    experiment: Experiment,
+    workdir: Path,
+    manager: Any,
+    stop_requested: Callable[[int], bool],
+    weights: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     config, total = experiment.config, experiment.total_steps
     first = jax.process_index() == 0
@@ -166,6 +172,8 @@ def _loop(
         state, meta = checkpoint.restore(manager, state)
         start = int(state.step)
         logs.say(f"Resuming from step {start:,}.")
+    elif weights is not None:
+        state = finetune.replace(experiment, state, weights)
     metrics_path = workdir / "metrics.jsonl"
     written = set()  # lines of the step that was saved
     if first:

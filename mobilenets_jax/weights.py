@@ -10,6 +10,7 @@ networks in `published`. Knows nothing of training.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mobilenets_jax import checkpoint, published, weights_files, weights_names
 from mobilenets_jax.errors import InputError, choose
 from mobilenets_jax.logs import say
 from mobilenets_jax.model import MobileNet, create_model
-from mobilenets_jax.published import SOURCES
+from mobilenets_jax.published import SOURCES, Network
 from mobilenets_jax.specs import Spec
 from mobilenets_jax.switches import build_spec
 from mobilenets_jax.weights_files import Arrays
@@ -36,6 +37,12 @@ _WITHOUT_EFFECT = (
     *("name", "num_classes", "alpha", "rule", "dropout", "bn_momentum"),
     *("fixed_ends", "stages"),
 )
+# Fields of a config's `model` that a source does not settle: its arrays are the same with any.
+_FREE = (
+    *("name", "alpha", "drop_strides", "dropout", "bn_momentum"),
+    *("dtype", "depthwise_implementation"),
+)
+_PLAIN = {"rule": "keras", "activation_everywhere": False}  # every other field's is None
 
 
 def arguments(source: str, name: str, alpha: float = 1.0) -> dict[str, Any]:
@@ -70,6 +77,84 @@ def model_for(source: str, name: str, alpha: float = 1.0, num_classes: int = 100
         InputError: as of `arguments`, and for an alpha or a number of classes that cannot be.
     """
     return create_model(num_classes=num_classes, **arguments(source, name, alpha))
+
+
+def nearest_network(model: Mapping[str, Any], source: str) -> tuple[Network, dict[str, Any]]:
+    """Returns a source's network that is most like the one of a config.
+
+    Args:
+        model: the fields of a config's `model`. Strides, dropout and BatchNorm's momentum may be
+            any.
+        source: "timm", "torchvision" or "keras".
+
+    Returns:
+        The network, at the config's alpha, and the fields that the config has otherwise, with the
+        network's values.
+
+    Raises:
+        InputError: if the source has no such network.
+    """
+    found = _candidates(model, source)
+    if not found:
+        published.find(source, model["name"])  # raises
+    return min(
+        found,
+        key=lambda pair: (
+            len(pair[1]),
+            pair[0].alpha != model["alpha"],
+            len(pair[0].arguments),
+            pair[0].name.startswith("tf_"),
+        ),
+    )
+
+
+def twins(model: Mapping[str, Any], network: Network) -> list[tuple[Network, dict[str, Any]]]:
+    """Returns the networks of the same arrays as another that differ in what no array shows.
+
+    Args:
+        model: the fields of a config's `model`.
+        network: what it is, by `nearest_network`.
+
+    Returns:
+        Each with the fields that it would need.
+    """
+    others = _candidates(model, network.source)
+    hidden = {"padding", "bn_epsilon"}
+    return [
+        (other, fields)
+        for other, fields in others
+        if other.alpha == network.alpha and fields and fields.keys() <= hidden
+    ]
+
+
+def _candidates(model: Mapping[str, Any], source: str) -> list[tuple[Network, dict[str, Any]]]:
+    """Each network of a source by a config's name, and the fields that the config has otherwise."""
+    found = []
+    for network in published.NETWORKS:
+        if (network.source, network.model) != (source, model["name"]):
+            continue
+        theirs = {key: v for key, v in network.arguments.items() if key not in _FREE}
+        wanted = theirs | {
+            key: _PLAIN.get(key) for key in model if key not in theirs and key not in _FREE
+        }
+        strides = {key: model[key] for key in ("name", "alpha", "drop_strides")}
+        spec = build_spec(**strides, **wanted)
+        fields = {}
+        for key, value in wanted.items():
+            if model[key] != value and not _is_same(strides | wanted | {key: model[key]}, spec):
+                fields[key] = value
+        if network.alpha != model["alpha"]:
+            network = network._replace(name=network.model, weights=())
+        found.append((network, fields))
+    return found
+
+
+def _is_same(switches: Mapping[str, Any], spec: Spec) -> bool:
+    """Whether the switches make a network that computes what another does."""
+    try:
+        return _difference(build_spec(**switches), spec) is None
+    except InputError:  # Not beside the others.
+        return False
 
 
 def load(
@@ -176,6 +261,11 @@ def _initial(model: MobileNet, key: jax.Array) -> Any:
 
 def shapes(model: MobileNet) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each of a network's variables by path, as "params/stem/kernel"."""
+    return dict(_shapes(model))
+
+
+@functools.lru_cache(maxsize=8)  # Tracing takes most of a load's time, and a save's.
+def _shapes(model: MobileNet) -> dict[str, tuple[int, ...]]:
     variables = jax.eval_shape(lambda key: _initial(model, key), jax.random.key(0))
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 

@@ -533,6 +533,13 @@ def test_fields_of_another_schedule_are_refused(name):
             "squeeze-and-excite, model.se=True",
         ),
         ("model.hswish_from", {"model__activation": "relu"}, {}, "model.activation=None"),
+        ("init_source", {}, {"init_from": "weights.npz"}, "init_from"),
+        (
+            "optimizer.backbone_scale",
+            {"init_from": "weights.npz", "freeze": "backbone"},
+            {"init_from": "weights.npz"},
+            "freeze=None",
+        ),
         (
             "model.activation_everywhere",
             {},
@@ -547,6 +554,20 @@ def test_a_field_without_what_it_needs_is_refused(field, useless, useful, condit
     assert message == f"{field} is set but not used: it needs {condition}."
     # Only what the user set is refused: recipes may leave what their other choices do not read.
     assert refusal(build(**useless)) == ""
+
+
+def test_what_is_frozen_must_come_from_somewhere():
+    assert refusal(build(init_from="weights.npz", freeze="backbone"), "freeze") == ""
+    assert refusal(build(freeze="backbone")) == (
+        "freeze=backbone without init_from would keep random weights: give init_from, or leave "
+        "freeze out."
+    )
+    assert refusal(build(init_from="weights.npz", freeze="bakbone")) == (
+        "Unknown freeze 'bakbone'. Did you mean 'backbone'? Choose one of: backbone."
+    )
+    assert refusal(build(init_from="weights.npz", init_source="tim")).startswith(
+        "Unknown init_source 'tim'. Did you mean 'timm'?"
+    )
 
 
 MODEL_VALUES = {

@@ -38,6 +38,7 @@ def optimizer_config(**changes):
         "weight_decay": 0.0,
         "weight_decay_depthwise": True,
         "clip_norm": 0.0,
+        "backbone_scale": 1.0,
     }
     return ml_collections.ConfigDict(values | changes)
 
@@ -362,6 +363,41 @@ def test_clipping_of_adamw_leaves_its_weight_decay_alone():
 
 
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZER_KEYS))
+def test_the_backbones_updates_are_scaled_and_the_classifiers_are_not(name):
+    def updates(scale):
+        config = optimizer_config(name=name, weight_decay=0.1, clip_norm=0.5, backbone_scale=scale)
+        params, found = network(), []
+        tx = optim.make_optimizer(config, lambda step: 0.1, params)
+        state = tx.init(params)
+        for gradient in gradients(params, 2):
+            update, state = tx.update(gradient, state, params)
+            found.append(flat(update))
+        return found
+
+    for full, scaled in zip(updates(1.0), updates(0.25), strict=True):
+        for path, update in full.items():
+            share = 1.0 if path.startswith("classifier") else 0.25
+            np.testing.assert_array_equal(scaled[path], share * update)
+            assert np.abs(update).max() > 0
+
+
+def test_a_backbone_scale_of_1_adds_nothing_to_the_state():
+    params = network()
+    plain, scaled = (
+        optim.make_optimizer(optimizer_config(backbone_scale=s), lambda step: 0.1, params)
+        for s in (1.0, 0.5)
+    )
+    parts = scaled.init(params)[:-1]
+    assert jax.tree.structure(parts) == jax.tree.structure(plain.init(params))
+
+
+def test_what_is_trained():
+    params = network()
+    assert optim.trained(params, None) is params
+    assert optim.trained(params, "backbone") == {"classifier": params["classifier"]}
+
+
+@pytest.mark.parametrize("name", sorted(optim.OPTIMIZER_KEYS))
 def test_optimizer_accepts_shapes_in_place_of_arrays(name):
     params = network()
     shapes = jax.eval_shape(lambda: params)
@@ -382,6 +418,7 @@ def test_optimizer_accepts_shapes_in_place_of_arrays(name):
         ({"weight_decay": -1e-5}, "optimizer.weight_decay is -1e-05"),
         ({"clip_norm": -1.0}, "optimizer.clip_norm"),
         ({"clip_norm": float("nan")}, "optimizer.clip_norm"),
+        ({"backbone_scale": 0.0}, "optimizer.backbone_scale is 0.0 .*above 0"),
         ({"weight_decay_depthwise": 1}, "optimizer.weight_decay_depthwise is 1 .*True or False"),
         ({"name": "sgd", "momentum": 1.2}, "optimizer.momentum"),
         ({"name": "sgd", "momentum": 0.0, "nesterov": True}, "optimizer.nesterov .*momentum"),

@@ -178,7 +178,11 @@ def arrays(workdir, config, step=None):
     experiment = steps.build(config)
     template = jax.eval_shape(
         lambda: init_state(
-            experiment.model, experiment.optimizer, experiment.resolution, jax.random.key(0)
+            experiment.model,
+            experiment.optimizer,
+            experiment.resolution,
+            jax.random.key(0),
+            config.freeze,
         )
     )
     with checkpoint.open_manager(workdir, read_only=True) as manager:

@@ -1,0 +1,133 @@
+"""Where a fine-tuning starts: the weights of a file or a workdir in the place of random ones.
+
+Owns what a config must have for the weights to be its network's, and what is said of them. Knows
+nothing of formats and names, nor of what happens after the first state.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mobilenets_jax import weights
+from mobilenets_jax.errors import InputError
+from mobilenets_jax.logs import say
+from mobilenets_jax.published import Network
+from mobilenets_jax.state import TrainState
+from mobilenets_jax.steps import Experiment
+
+Pixels = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, of 0 to 255
+
+
+def load(experiment: Experiment) -> dict[str, Any] | None:
+    """Reads the weights that a config starts from, and says what they are.
+
+    Args:
+        experiment: whose config's `init_from` and `init_source` are read.
+
+    Returns:
+        The variables, or None if the config starts from random weights.
+
+    Raises:
+        InputError: as of `weights.load`, and if the source has the network otherwise than the
+            config; names the fields to set.
+    """
+    config = experiment.config
+    name, source = config.init_from, config.init_source
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if source == "native":
+        network = None
+        whose, preprocessed = "our own weights", _of_workdir(path)
+    else:
+        network = check_network(config.model.to_dict(), source)
+        whose, preprocessed = f"{source}'s {network.name}", _published(network)
+    variables = weights.load(path, experiment.model, source, seed=config.seed)
+    frozen = "" if config.freeze is None else f"; the {config.freeze} stays as it is"
+    say(f"Starting from {path}, {whose}{frozen}.")
+    if network is not None:
+        _say_twins(config.model.to_dict(), network)
+    mine = (config.preprocess.mean, config.preprocess.std)
+    if preprocessed and not any(np.allclose(mine, theirs, 1e-3, 1e-3) for theirs in preprocessed):
+        say(
+            f"{path}: these weights were trained with {_preprocess_flags(preprocessed[0])}, and "
+            f"this training has {_preprocess_flags(mine)}: set theirs, unless you mean it."
+        )
+    return variables
+
+
+def replace(experiment: Experiment, state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """Returns the state with other weights, its averages being those weights too.
+
+    Args:
+        experiment: says where the state is placed.
+        state: before the first step.
+        variables: "params" and "batch_stats", of the same shapes.
+    """
+
+    def place(tree: Any) -> Any:
+        return jax.tree.map(jnp.array, tree)
+
+    # Compiled, so that it is placed like the state; each field has buffers of its own.
+    placed = jax.jit(place, out_shardings=experiment.replicated)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    return dataclasses.replace(
+        state,
+        params=placed(params),
+        batch_stats=placed(batch_stats),
+        ema_params=placed(params),
+        ema_batch_stats=placed(batch_stats),
+    )
+
+
+def check_network(model: Mapping[str, Any], source: str) -> Network:
+    """Returns the source's network that a config's `model` is.
+
+    Raises:
+        InputError: if the source has no such network, or has it otherwise; names the fields to set.
+    """
+    network, fields = weights.nearest_network(model, source)
+    if fields:
+        raise InputError(
+            f"{source}'s {network.name} differs from this {model['name']}: set {_flags(fields)} "
+            "for its weights."
+        )
+    return network
+
+
+def _flags(fields: Mapping[str, Any], section: str = "model") -> str:
+    return " ".join(f"--config.{section}.{name}={value}" for name, value in fields.items())
+
+
+def _say_twins(model: Mapping[str, Any], network: Network) -> None:
+    """Says which networks have arrays of the same names and shapes, but compute something else."""
+    twins = weights.twins(model, network)
+    if twins:
+        others = " or ".join(f"{twin.name} ({_flags(fields)})" for twin, fields in twins)
+        say(f"{network.source}'s files do not say whether they are of {others} instead.")
+
+
+def _preprocess_flags(pixels: Pixels) -> str:
+    # Quoted, as a shell needs it.
+    words = ("'(" + ",".join(f"{value:.6g}" for value in values) + ")'" for values in pixels)
+    return _flags(dict(zip(("mean", "std"), words, strict=True)), "preprocess")
+
+
+def _published(network: Network) -> list[Pixels]:
+    """Of each set of weights that the source publishes of a network."""
+    return [(each.preprocessing.mean, each.preprocessing.std) for each in network.weights]
+
+
+def _of_workdir(path: Path) -> list[Pixels]:
+    """Of the training in a workdir; none of a file, which does not say."""
+    try:
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))["preprocess"]
+        return [(tuple(fields["mean"]), tuple(fields["std"]))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
