@@ -44,7 +44,7 @@ def load(experiment: Experiment) -> dict[str, Any] | None:
     path = Path(name).expanduser()
     if source == "native":
         network = None
-        whose, preprocessed = "our own weights", _of_workdir(path)
+        whose, preprocessed = "our own weights", _check_workdir(config.model.to_dict(), path)
     else:
         network = check_network(config.model.to_dict(), source)
         whose, preprocessed = f"{source}'s {network.name}", _published(network)
@@ -124,10 +124,22 @@ def _published(network: Network) -> list[Pixels]:
     return [(each.preprocessing.mean, each.preprocessing.std) for each in network.weights]
 
 
-def _of_workdir(path: Path) -> list[Pixels]:
-    """Of the training in a workdir; none of a file, which does not say."""
+def _check_workdir(model: Mapping[str, Any], path: Path) -> list[Pixels]:
+    """Returns a workdir's preprocessing; of a file, which does not say, none.
+
+    Raises:
+        InputError: if the workdir is of another network than `model`; names the fields to set.
+    """
     try:
-        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))["preprocess"]
-        return [(tuple(fields["mean"]), tuple(fields["std"]))]
+        # As it is, since another version's may have other fields.
+        stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        trained, pixels = dict(stored["model"]), stored["preprocess"]
+        preprocessed = [(tuple(pixels["mean"]), tuple(pixels["std"]))]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    fields = weights.different_fields(model, trained)
+    if fields:
+        raise InputError(
+            f"The workdir {path} is of another network: set {_flags(fields)} for its weights."
+        )
+    return preprocessed

@@ -149,6 +149,22 @@ def _candidates(model: Mapping[str, Any], source: str) -> list[tuple[Network, di
     return found
 
 
+def different_fields(model: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a config's `model` to set for the network of another config.
+
+    Args:
+        model: the fields of the one.
+        stored: those of the other, whose values are returned.
+    """
+    there = {k: v for k, v in stored.items() if k not in ("dtype", "depthwise_implementation")}
+    spec = build_spec(**there)
+    return {
+        key: value
+        for key, value in there.items()
+        if model.get(key) != value and not _is_same(there | {key: model.get(key)}, spec)
+    }
+
+
 def _is_same(switches: Mapping[str, Any], spec: Spec) -> bool:
     """Whether the switches make a network that computes what another does."""
     try:

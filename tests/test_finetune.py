@@ -214,6 +214,11 @@ def test_a_workdir_gives_its_averaged_weights(monkeypatch, tmp_path, capsys):
         "--config.preprocess.mean='(127.5,127.5,127.5)' "
         "--config.preprocess.std='(255,255,255)': set theirs, unless you mean it."
     )
+    config.model.update(alpha=1.0, drop_strides=0, dropout=0.5)
+    assert message_of(finetune.load, steps.build(config)) == (
+        f"The workdir {tmp_path} is of another network: set --config.model.alpha=0.1 "
+        "--config.model.drop_strides=1 for its weights."
+    )
 
 
 # What stays
