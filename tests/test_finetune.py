@@ -20,11 +20,13 @@ SHORT = {"epochs": 4 / 89, "eval_every": 100.0, "checkpoint_every": 100.0}  # 4 
 
 @pytest.fixture(scope="module", autouse=True)
 def fast():
-    """A network of one block, on one device."""
+    """A network of one block, on one device, and programs that are compiled in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "build_model", tiny.small_model)
         patch.setattr(jax, "devices", lambda *backend: jax.local_devices()[:1])
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
