@@ -119,7 +119,7 @@ def base(model: str, dataset: str) -> ConfigDict:
             "preprocess": {
                 "mean": (127.5, 127.5, 127.5),  # of pixels 0 to 255
                 "std": (127.5, 127.5, 127.5),
-                "crop_fraction": 1.0,  # of the shorter side, kept in evaluation
+                "crop_fraction": 1.0,  # of the shorter side, in evaluation; None: squeeze all
                 "interpolation": "bilinear",
             },
             "optimizer": {

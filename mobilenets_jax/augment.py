@@ -12,6 +12,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from mobilenets_jax.errors import InputError, choose
 
@@ -19,7 +20,11 @@ INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,  # the only one that smooths when it shrinks an image
+    "area": cv2.INTER_AREA,  # the only one of OpenCV's that smooths when it shrinks an image
+    # Pillow's smooth too, all but nearest. torchvision, timm and Keras resize by them.
+    "pillow_nearest": Image.Resampling.NEAREST,
+    "pillow_bilinear": Image.Resampling.BILINEAR,
+    "pillow_bicubic": Image.Resampling.BICUBIC,
 }
 CROPS = ("none", "pad", "random_resized")
 # The numbers in a config's `augment` section and where they may lie.
@@ -54,6 +59,9 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 def _resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
+    if interpolation.startswith("pillow_"):
+        resized = Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation])
+        return np.array(resized)
     return cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[interpolation])
 
 
@@ -63,29 +71,49 @@ def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def evaluation_transform(
-    image: np.ndarray, resolution: int, crop_fraction: float = 1.0, interpolation: str = "bilinear"
+    image: np.ndarray,
+    resolution: int,
+    crop_fraction: float | None = 1.0,
+    interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """Resizes the shorter side to round(resolution / crop_fraction) and cuts out the centre.
+    """Resizes the shorter side to resolution / crop_fraction and cuts out the centre.
 
     An image that already is of the final size, with a crop fraction of 1, stays as it is.
+
+    With Pillow's interpolations the result is, bit by bit, that of torchvision's presets and timm's
+    evaluation transforms before they normalise ("pillow_bilinear" and "pillow_bicubic"), and with
+    "pillow_nearest" and no crop that of `keras.utils.load_img(target_size=…)`: sizes round down,
+    and half a pixel of the crop's offset to the even one. Only of images longer than 32 to 1 the
+    ends are left out before. OpenCV's interpolations are faster and give no library's result:
+    "bilinear" and "bicubic" do not smooth. `docs/preprocessing.md` has the numbers.
 
     Args:
       image: uint8 [H, W, 3], or grey.
       resolution: side of the result in pixels.
-      crop_fraction: share of the resized image's shorter side that is kept, 0 to 1.
+      crop_fraction: share of the resized image's shorter side that is kept, above 0 to 1; None
+        squeezes the whole image into the square.
       interpolation: one of INTERPOLATIONS.
 
     Returns:
       uint8 [resolution, resolution, 3].
     """
     image = _as_rgb(image)
-    side = max(resolution, round(resolution / crop_fraction))
+    if crop_fraction is None:
+        return _resize(image, resolution, resolution, interpolation)
+    pillow = interpolation.startswith("pillow_")
+    side = max(resolution, (math.floor if pillow else round)(resolution / crop_fraction))
     height, width = image.shape[:2]
     short = min(height, width)
     # Of a very long image only the middle matters; resizing all of it could exhaust memory.
-    if max(height, width) > 4 * short:
-        image = _centre(image, min(height, 4 * short), min(width, 4 * short))
+    longest = (32 if pillow else 4) * short
+    if max(height, width) > longest:
+        image = _centre(image, min(height, longest), min(width, longest))
         height, width = image.shape[:2]
+    if pillow:
+        height, width = (n * side // short for n in (height, width))
+        image = _resize(image, height, width, interpolation)
+        top, left = (round((n - resolution) / 2) for n in (height, width))
+        return image[top : top + resolution, left : left + resolution]
     height, width = (round(n * side / short) if n > short else side for n in (height, width))
     return _centre(_resize(image, height, width, interpolation), resolution, resolution)
 

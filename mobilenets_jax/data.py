@@ -30,6 +30,8 @@ from mobilenets_jax.errors import InputError
 
 # Pillow would hand others, such as EPS, to external programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+# Pillow refuses larger images, which a small file can claim to hold; simplejpeg does not.
+MAX_PIXELS = 178_956_970
 # A dataset whose decoded images fit into this many bytes is decoded only once per process.
 CACHE_BYTES = 256 * 2**20
 # Arrays below this come from worker processes through pipes. Blocks of shared memory are faster for
@@ -40,6 +42,9 @@ SHARED_BYTES = 8 * 2**20
 def decode(encoded: bytes, name: str) -> np.ndarray:
     """Decodes a JPEG, PNG or other still image.
 
+    The pixels are those of Pillow's `convert("RGB")`, which torchvision, timm and Keras take: as
+    they are stored, whatever EXIF says about turning them. Only 16-bit grey differs: it is scaled.
+
     Args:
       encoded: the file's contents.
       name: what the image is called in an error.
@@ -48,13 +53,16 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
       uint8 [H, W, 3] RGB.
 
     Raises:
-      InputError: the image is broken.
+      InputError: the image is broken, or has more than MAX_PIXELS.
     """
     if encoded[:3] == b"\xff\xd8\xff":
         try:
-            return simplejpeg.decode_jpeg(encoded, "RGB")
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+            # Of CMYK, simplejpeg makes another RGB than PIL does; what is too large, PIL refuses.
+            if colours in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
+                return simplejpeg.decode_jpeg(encoded, "RGB")
         except ValueError:
-            pass  # CMYK, or harmless extra bytes that PIL overlooks: PIL decides
+            pass  # harmless extra bytes that PIL overlooks, or broken: PIL decides
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey instead of scaling it
@@ -121,7 +129,7 @@ class _Evaluate:
 
     examples: _Decoded
     resolution: int
-    crop_fraction: float
+    crop_fraction: float | None
     interpolation: str
 
     def __call__(self, index: int) -> dict[str, Any]:
@@ -263,7 +271,7 @@ def eval_batches(
     *,
     batch_size: int,
     resolution: int,
-    crop_fraction: float = 1.0,
+    crop_fraction: float | None = 1.0,
     interpolation: str = "bilinear",
     process_index: int = 0,
     process_count: int = 1,
@@ -290,7 +298,7 @@ def eval_batches(
         an image is broken.
     """
     check({}, interpolation)
-    if not 0 < crop_fraction <= 1:
+    if crop_fraction is not None and not 0 < crop_fraction <= 1:
         raise InputError(
             f"preprocess.crop_fraction is {crop_fraction}: choose a number above 0 up to 1."
         )

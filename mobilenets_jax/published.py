@@ -22,14 +22,15 @@ class Preprocessing(NamedTuple):
     Attributes:
         mean: subtracted from R, G and B, in 0 to 255.
         std: divided by afterwards, in 0 to 255.
-        crop_fraction: side of the central crop as a fraction of the resized image's shorter side.
-        interpolation: of the resize, "bilinear" or "bicubic".
+        crop_fraction: side of the central crop as a fraction of the resized image's shorter side;
+            None squeezes the whole image into the square.
+        interpolation: of the resize, one of `augment.INTERPOLATIONS`.
         resolution: side of the crop in pixels.
     """
 
     mean: Triple
     std: Triple
-    crop_fraction: float
+    crop_fraction: float | None
     interpolation: str
     resolution: int = 224
 
@@ -79,16 +80,17 @@ def _pixels(fractions: Triple) -> Triple:
     return r, g, b
 
 
-def _centred(crop_fraction: float, interpolation: str) -> Preprocessing:
+def _centred(crop_fraction: float | None, interpolation: str) -> Preprocessing:
     """To [-1, 1]."""
     return Preprocessing((127.5,) * 3, (127.5,) * 3, crop_fraction, interpolation)
 
 
 # Alibaba-MIIL's weights divide by 255 only.
-_MIIL = Preprocessing((0.0,) * 3, (255.0,) * 3, 0.875, "bilinear")
-# Keras publishes no evaluation: TF-slim's central crop of 87.5 %, bilinear, is where its weights
-# or their recipe come from. V1 and V2 scale outside of the network and V3 inside.
-_KERAS = _centred(0.875, "bilinear")
+_MIIL = Preprocessing((0.0,) * 3, (255.0,) * 3, 0.875, "pillow_bilinear")
+# Keras publishes no evaluation. Its documentation's examples for these networks load images by
+# `keras.utils.load_img(path, target_size=(224, 224))`: the whole image, squeezed, by the nearest
+# pixel. V1 and V2 scale outside of the network and V3 inside.
+_KERAS = _centred(None, "pillow_nearest")
 
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "timm": {
@@ -148,8 +150,8 @@ _RA4 = "ra4_e3600_r224_in1k"
 
 def _timm() -> tuple[Network, ...]:
     """Top-1: timm's results-imagenet.csv, at 224 pixels."""
-    bicubic, bilinear = _imagenet(0.875, "bicubic"), _imagenet(0.875, "bilinear")
-    centred, tf = _centred(0.875, "bicubic"), _centred(0.875, "bilinear")
+    bicubic, bilinear = _imagenet(0.875, "pillow_bicubic"), _imagenet(0.875, "pillow_bilinear")
+    centred, tf = _centred(0.875, "pillow_bicubic"), _centred(0.875, "pillow_bilinear")
 
     def v1(name: str, alpha: float, top1: float | None, of: Preprocessing, **more: str) -> Network:
         return _network("timm", name, "mobilenet_v1", alpha, (Weights(_RA4, top1, of),), **more)
@@ -167,7 +169,7 @@ def _timm() -> tuple[Network, ...]:
     return (
         v1("mobilenetv1_100", 1.0, 75.388, centred),
         v1("mobilenetv1_100h", 1.0, None, centred, timm_variant="h"),
-        v1("mobilenetv1_125", 1.25, None, _centred(0.9, "bicubic")),
+        v1("mobilenetv1_125", 1.25, None, _centred(0.9, "pillow_bicubic")),
         v2("mobilenetv2_035", 0.35, "untrained"),
         v2("mobilenetv2_050", 0.5, "lamb_in1k"),
         v2("mobilenetv2_075", 0.75, "untrained"),
@@ -181,7 +183,7 @@ def _timm() -> tuple[Network, ...]:
             _LARGE,
             1.0,
             Weights("ra_in1k", None, bicubic),
-            Weights(_RA4, None, _centred(0.95, "bicubic")),
+            Weights(_RA4, None, _centred(0.95, "pillow_bicubic")),
             Weights("miil_in21k_ft_in1k", None, _MIIL),
             Weights("miil_in21k", None, _MIIL),
         ),
@@ -207,7 +209,7 @@ def _timm() -> tuple[Network, ...]:
 
 def _torchvision() -> tuple[Network, ...]:
     """Top-1: `acc@1` of each weights enum. Resized to 256 (V1 weights) or 232 (V2)."""
-    first, second = _imagenet(224 / 256, "bilinear"), _imagenet(224 / 232, "bilinear")
+    first, second = _imagenet(224 / 256, "pillow_bilinear"), _imagenet(224 / 232, "pillow_bilinear")
     return tuple(
         _network("torchvision", model, model, 1.0, weights)
         for model, weights in (

@@ -46,12 +46,44 @@ def test_evaluation_transform_crop_fraction_of_imagenet():
     assert (result == image[16:240, 38:262]).all()
 
 
+@pytest.mark.parametrize(("name", "filter"), [("bilinear", 2), ("bicubic", 3), ("nearest", 0)])
+@pytest.mark.parametrize(("height", "width"), [(301, 225), (60, 640), (20, 31)])
+def test_pillow_resizes_and_rounds_as_torchvision_does(name, filter, height, width):
+    image = picture(height, width)
+    short = min(height, width)
+    # 64 / 0.95 is 67.4; the crop's corner at half a pixel goes to the even one.
+    size = (int(67 * width / short), int(67 * height / short))
+    resized = np.array(Image.fromarray(image).resize(size, filter))
+    top, left = (round((side - 64) / 2) for side in resized.shape[:2])
+    result = augment.evaluation_transform(image, 64, 0.95, f"pillow_{name}")
+    np.testing.assert_array_equal(result, resized[top : top + 64, left : left + 64])
+    squeezed = augment.evaluation_transform(image, 64, None, f"pillow_{name}")
+    np.testing.assert_array_equal(
+        squeezed, np.array(Image.fromarray(image).resize((64, 64), filter))
+    )
+
+
+def test_pillow_resizes_the_middle_of_a_very_long_image():
+    image = picture(2, 20_000)
+    result = augment.evaluation_transform(image, 32, 1.0, "pillow_bilinear")
+    middle = image[:, 10_000 - 32 : 10_000 + 32]
+    assert (result == augment.evaluation_transform(middle, 32, 1.0, "pillow_bilinear")).all()
+
+
+def test_no_crop_squeezes_the_whole_image():
+    image = np.repeat([[[0]], [[255]]], 50, axis=0).repeat(400, axis=1).astype(np.uint8)
+    for interpolation in ("bilinear", "area", "pillow_nearest"):
+        result = augment.evaluation_transform(image, 32, None, interpolation)
+        assert (result[:16] == 0).all()
+        assert (result[16:] == 255).all()
+
+
 def test_evaluation_interpolations_differ_as_named():
     image = picture(64, 64) // 128 * 255
     results = {i: augment.evaluation_transform(image, 24, 1.0, i) for i in augment.INTERPOLATIONS}
     assert set(np.unique(results["nearest"])) <= {0, 255}
     unequal = [(a, b) for a in results for b in results if (results[a] != results[b]).any()]
-    assert len(unequal) == 4 * 3
+    assert len(unequal) == 7 * 6
 
 
 ODD = {

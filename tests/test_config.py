@@ -110,7 +110,9 @@ def test_fields_have_the_types_that_the_configs_enforce():
         section, _, leaf = name.rpartition(".")
         owner = config[section] if section else config
         assert owner.get_type(leaf) is field.kind, name
-        assert field.optional == (owner[leaf] is None), name
+        # A crop fraction may be None and never is by default.
+        may_be_none = field.optional and name != "preprocess.crop_fraction"
+        assert may_be_none == (owner[leaf] is None), name
 
 
 @pytest.mark.parametrize("name", config_lib.FIELDS)
@@ -740,6 +742,14 @@ def test_read_where_the_workdir_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^There is no .*/file/config\.json: give"):
         config_lib.read(tmp_path / "file")
+
+
+def test_a_crop_fraction_of_none_is_stored_and_read():
+    config = build(preprocess__crop_fraction=None)
+    assert refusal(config) == ""
+    restored = config_lib.restore(config_lib.plain(config))
+    assert restored.preprocess.crop_fraction is None
+    restored.preprocess.crop_fraction = 0.5
 
 
 def test_an_evaluation_keeps_the_training_and_takes_how_to_evaluate():

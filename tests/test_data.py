@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 
 import ml_collections
@@ -112,9 +113,32 @@ def test_decode_other_jpegs(photo, mode):
     buffer = io.BytesIO()
     Image.fromarray(photo).convert(mode).save(buffer, "jpeg", quality=95)
     decoded = data.decode(buffer.getvalue(), "x")
-    expected = np.asarray(Image.fromarray(photo).convert(mode).convert("RGB"))
     assert (decoded.shape, decoded.dtype) == ((60, 80, 3), np.uint8)
+    assert abs(decoded.astype(int) - np.asarray(Image.open(buffer).convert("RGB"))).max() == 0
+    expected = np.asarray(Image.fromarray(photo).convert(mode).convert("RGB"))
     assert abs(decoded.astype(int) - expected).mean() < 3
+
+
+def test_decode_leaves_an_image_as_it_is_stored(photo):
+    encoded = encode(photo, "jpeg", quality=90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    to_be_turned = encode(photo, "jpeg", quality=90, exif=exif)
+    assert to_be_turned != encoded
+    assert (data.decode(to_be_turned, "x") == data.decode(encoded, "x")).all()
+
+
+@pytest.mark.parametrize("file_format", ["jpeg", "png"])
+def test_decode_refuses_what_claims_to_be_huge(photo, file_format):
+    encoded = bytearray(encode(photo, file_format))
+    if file_format == "jpeg":
+        start = encoded.index(b"\xff\xc0") + 5
+        encoded[start : start + 4] = b"\xff\xdc" * 2  # 65,500 × 65,500
+    else:
+        encoded[16:24] = (65_500).to_bytes(4, "big") * 2
+        encoded[29:33] = zlib.crc32(encoded[12:29]).to_bytes(4, "big")
+    with pytest.raises(InputError, match=r"^Cannot decode the image x \(.*exceeds limit.*remove"):
+        data.decode(bytes(encoded), "x")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])

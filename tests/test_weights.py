@@ -195,11 +195,11 @@ def test_preprocessing_is_the_publishers():
     imagenet = tuple(255 * m for m in (0.485, 0.456, 0.406))
     v2 = published.preprocessing("torchvision", "mobilenet_v2")
     assert v2 == published.preprocessing("torchvision", "mobilenet_v2.IMAGENET1K_V2")
-    assert (v2.mean, v2.crop_fraction, v2.interpolation) == (imagenet, 224 / 232, "bilinear")
+    assert (v2.mean, v2.crop_fraction, v2.interpolation) == (imagenet, 224 / 232, "pillow_bilinear")
     first = published.preprocessing("torchvision", "mobilenet_v2.IMAGENET1K_V1")
     assert first == v2._replace(crop_fraction=0.875)
     rw = published.preprocessing("timm", "mobilenetv3_rw")
-    assert (rw.interpolation, rw.crop_fraction, rw.resolution) == ("bicubic", 0.875, 224)
+    assert (rw.interpolation, rw.crop_fraction, rw.resolution) == ("pillow_bicubic", 0.875, 224)
     miil = published.preprocessing("timm", "mobilenetv3_large_100.miil_in21k_ft_in1k")
     assert (miil.mean, miil.std) == ((0.0,) * 3, (255.0,) * 3)
     for source, name in (("keras", "mobilenet_v3_small"), ("timm", "tf_mobilenetv3_large_075")):
