@@ -1,12 +1,14 @@
-"""The command line: trains, evaluates or describes the network of a config.
+"""The command line: trains, evaluates, describes or uses the network of a config.
 
     python -m mobilenets_jax.main --config=configs/v2.py [--workdir=DIR] [--mode=train|eval|summary]
+    python -m mobilenets_jax.main --mode=predict --images='photos/*.jpg' --workdir=DIR [--json]
 
 Any field of the config can be set: --config.model.alpha=0.75 --config.beta=0.714. A field that may
 be None, as model.activation, takes None for the paper's own.
 
 Owns flags, the workdir's default name and exit codes; the only place that touches flags. Exit
-codes: 0 done, 1 the loss diverged, 2 bad input, 143 stopped by SIGTERM or ^C, state saved.
+codes: 0 done, 1 the loss diverged, 2 bad input (of images to predict: some were skipped, the others
+are predicted), 143 stopped by SIGTERM or ^C, state saved.
 """
 
 from mobilenets_jax import runtime
@@ -30,7 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError, choose, nearest
 
-MODES = ("train", "eval", "summary")
+MODES = ("train", "eval", "predict", "summary")
 CHECKPOINTS = ("latest", "best")
 CLUSTER = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 STOPPED = 143  # 128 + SIGTERM, as a shell reports it
@@ -46,7 +48,9 @@ class Options(NamedTuple):
         overrides: dotted names of the fields that were set.
         workdir: as given, None if not.
         help: text to print instead of doing anything, or "".
-        checkpoint: one of `CHECKPOINTS`, to evaluate.
+        checkpoint: one of `CHECKPOINTS`, to evaluate or predict with.
+        images: files, directories and patterns of images to predict.
+        json: predictions as JSON.
     """
 
     mode: str
@@ -55,6 +59,8 @@ class Options(NamedTuple):
     workdir: Path | None
     help: str
     checkpoint: str = "latest"
+    images: Sequence[str] = ()
+    json: bool = False
 
 
 def _define_flags() -> flags.FlagValues:
@@ -75,8 +81,17 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "checkpoint",
         "latest",
-        "of --mode=eval: latest, or best, by the averaged weights' test accuracy",
+        "of --mode=eval and predict: latest, or best, by the averaged weights' test accuracy",
         flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "images",
+        [],
+        "of --mode=predict: files, directories or patterns such as 'photos/*.jpg'; may be repeated",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "json", False, "of --mode=predict: print JSON instead of a table", flag_values=values
     )
     flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=values)
     return values
@@ -112,18 +127,26 @@ def parse(argv: Sequence[str]) -> Options:
         return Options(values.mode, None, [], None, f"{__doc__}\n{values.main_module_help()}")
     choose("mode", values.mode, MODES)
     choose("checkpoint", values.checkpoint, CHECKPOINTS)
+    if values.mode == "predict" and not values.images:
+        raise InputError("Nothing to predict: give e.g. --images='photos/*.jpg'.")
+    if values.mode != "predict" and (values.images or values.json):
+        name = "images" if values.images else "json"
+        raise InputError(f"--{name} is not used by --mode={values.mode}: give --mode=predict.")
     workdir = Path(values.workdir).expanduser() if values.workdir else None
     names = [m[1] for m in (re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in rest) if m]
     for name in names:
         config_lib.check_name(name)
     if values.config is not None:
         _load(values.config, fields, rest)
-    elif values.mode == "eval" and workdir is not None:
+    elif values.mode in ("eval", "predict") and workdir is not None:
         config = config_lib.restore(config_lib.read(workdir))
         config_flags.DEFINE_config_dict("config", config, flag_values=fields, sys_argv=rest)
     elif names:
         raise InputError("Fields are set, but no config is: give e.g. --config=configs/v2.py too.")
-    if extra := _take_flags(fields, rest)[1:]:
+    extra = _take_flags(fields, rest)[1:]
+    # A shell puts files in the place of a pattern, of which the flag takes the first alone.
+    images = [*values.images, *extra] if values.images else []
+    if extra and not images:
         raise InputError(
             f"Unknown argument '{extra[0]}': give --config=FILE.py, or --config.field=value."
         )
@@ -135,7 +158,8 @@ def parse(argv: Sequence[str]) -> Options:
         is_none = value == "None" or (value == "none" and name != "model.shortcut")
         if is_none and config_lib.FIELDS[name].optional:
             config.update_from_flattened_dict({name: None})
-    return Options(values.mode, config, list(overrides), workdir, "", values.checkpoint)
+    given = (values.checkpoint, images, values.json)
+    return Options(values.mode, config, list(overrides), workdir, "", *given)
 
 
 def _take_flags(
@@ -151,7 +175,7 @@ def _take_flags(
         return values(list(argv), known_only)
     except flags.UnrecognizedFlagError as error:
         name = f"--{error.flagname}"
-        known = ("--config", "--workdir", "--mode", "--checkpoint", "--help")
+        known = ("--config", "--workdir", "--mode", "--checkpoint", "--images", "--json", "--help")
         raise InputError(
             f"Unknown flag '{name}'.{nearest(name, known)} Choose one of: {', '.join(known)}, or "
             "--config.field=value."
@@ -245,10 +269,12 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         InputError: for bad input.
     """
-    mode, config, overrides, workdir, text, which = parse(argv)
+    mode, config, overrides, workdir, text, which, images, as_json = parse(argv)
     if text:
         print(text)
         return 0
+    if config is None and mode == "predict":
+        raise InputError("Nothing was given to predict with: use e.g. --workdir=runs/demo.")
     if config is None:
         raise InputError("No config was given: use e.g. --config=configs/v2.py.")
     config_lib.check(config, overrides)
@@ -270,6 +296,12 @@ def run(argv: Sequence[str]) -> int:
         print(costs.summary(model.spec, resolution))
         return 0
     workdir = workdir or default_workdir(config)
+    if mode == "predict":
+        from mobilenets_jax import predict
+
+        best = which == "best"
+        done = predict.predict(images, config, overrides, workdir, best=best, as_json=as_json)
+        return 0 if done else 2
     if mode == "eval":
         config = config_lib.for_evaluation(config_lib.read(workdir), config, overrides)
     if config.distributed:

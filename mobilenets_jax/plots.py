@@ -1,4 +1,4 @@
-"""Pictures of a training: curves.png, predictions.png and a grid of images.
+"""Pictures: curves.png, predictions.png, predict.png and a grid of images.
 
 Owns how they look. Must not know how the numbers came about, and uses neither JAX nor the global
 state of pyplot. The colours are Okabe and Ito's, which colour-blind readers can tell apart
@@ -7,6 +7,7 @@ state of pyplot. The colours are Okabe and Ito's, which colour-blind readers can
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ from mobilenets_jax.errors import InputError
 
 GAP = 2  # Pixels between the images of a grid.
 
-_TEXT, _WRONG = "#333333", "#c44e00"
+_TEXT, _WRONG, _BAR = "#333333", "#c44e00", "#a6cee8"
 # Split -> name, colour, line width, line style. The style tells them apart in print, too.
 _SPLITS = {
     "train": ("train", "#7f7f7f", 1.0, "-"),
@@ -27,7 +28,7 @@ _SPLITS = {
     "test_ema": ("test, EMA", "#d55e00", 2.0, (0, (4, 1.5))),
 }
 _NOISY = 40  # Training points from which on a smoothed line is drawn through them.
-_MOST_SHOWN = 32  # Test images.
+MOST_SHOWN = 32  # Images in predictions.png and predict.png.
 
 
 def curves(metrics_path: str | Path, out_png: str | Path, title: str) -> Figure:
@@ -78,7 +79,7 @@ def predictions(
     Returns:
         The figure.
     """
-    labels, predicted = np.asarray(labels)[:_MOST_SHOWN], np.asarray(predicted)[:_MOST_SHOWN]
+    labels, predicted = np.asarray(labels)[:MOST_SHOWN], np.asarray(predicted)[:MOST_SHOWN]
     count = len(labels)
     wrong = int(np.sum(labels != predicted))
     # The number of columns, 5 to 8, that leaves the fewest places empty.
@@ -115,6 +116,94 @@ def predictions(
     return figure
 
 
+class Panel(NamedTuple):
+    """What is written of one classified image.
+
+    Attributes:
+        title: above it.
+        bars: below it, from the top: class, probability in [0, 1] and the same as text.
+    """
+
+    title: str
+    bars: tuple[tuple[str, float, str], ...]
+
+
+def panel(file: str, top: Sequence[tuple[str, float]]) -> Panel:
+    """Returns what is written of an image: its file's name, and its likeliest classes, shortened.
+
+    Args:
+        file: path of the image.
+        top: classes with their probabilities, the likeliest first.
+    """
+    # The first is bold, so wider.
+    bars = [(shorten(n, 28 if i else 24), p, f"{100 * p:.1f} %") for i, (n, p) in enumerate(top)]
+    return Panel(_without_middle(Path(file).name, 30), tuple(bars))
+
+
+def classified(
+    images: np.ndarray, panels: Sequence[Panel], count: int, title: str, out_png: str | Path
+) -> Figure:
+    """Draws images as a network saw them, each above its likeliest classes.
+
+    Args:
+        images: uint8 [n, H, W, 3]; the first 32 are shown.
+        panels: what is written of each.
+        count: how many images there are, those that are not shown included.
+        title: above all.
+        out_png: the picture.
+
+    Returns:
+        The figure.
+    """
+    shown = min(len(images), MOST_SHOWN)
+    # The number of columns, up to 6, that leaves the fewest places empty.
+    columns = shown if shown <= 4 else min((6, 5, 4), key=lambda c: -shown % c)
+    rows = -(-shown // columns)
+    most = max(len(panel.bars) for panel in panels)
+    width, image_height, bar_height = 2.1, 2.1, 0.17 * most + 0.12
+    figure = Figure(
+        figsize=(max(4.2, width * columns), (image_height + bar_height) * rows + 0.35),
+        dpi=110,
+        layout="constrained",
+    )
+    of_all = f" (the first {shown} of {count:,} images)" if shown < count else ""
+    title = _without_middle(title, int(13 * figure.get_figwidth()) - len(of_all))
+    figure.suptitle(f"{title}{of_all}", color=_TEXT, fontsize=9, parse_math=False)
+    grid = figure.subplots(
+        2 * rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={"height_ratios": [image_height, bar_height] * rows},
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i in range(shown):
+        row, column = divmod(i, columns)
+        above, below = grid[2 * row, column], grid[2 * row + 1, column]
+        above.imshow(images[i], interpolation="nearest")
+        above.set_title(panels[i].title, color=_TEXT, fontsize=8, parse_math=False)
+        _bars(below, panels[i].bars, most)
+    _save(figure, out_png)
+    return figure
+
+
+def _bars(axes: Axes, bars: Sequence[tuple[str, float, str]], most: int) -> None:
+    """Draws classes from top to bottom: a bar as long as the probability, and both in words."""
+    axes.set(xlim=(0, 1), ylim=(most - 0.5, -0.5))
+    axes.barh(range(len(bars)), [p for _, p, _ in bars], height=0.86, color=_BAR)
+    for i, (name, _, text) in enumerate(bars):
+        for x, side, words in ((0.015, "left", name), (0.985, "right", text)):
+            axes.text(
+                *(x, i, words),
+                ha=side,
+                va="center_baseline",
+                color=_TEXT,
+                fontsize=7,
+                fontweight="normal" if i else "bold",
+                parse_math=False,
+            )
+
+
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Returns images, uint8 [n, H, W, 3], side by side on white, as one uint8 [H', W', 3]."""
     count, height, width, channels = images.shape
@@ -142,11 +231,13 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 def shorten(name: str, length: int) -> str:
     """Returns `name` in at most `length` characters: its first synonym, or without its middle."""
-    if len(name) > length:
-        name = name.split(",")[0]
-    if len(name) <= length:
-        return name
-    return name[: length // 2] + "…" + name[len(name) - (length - length // 2 - 1) :]
+    return _without_middle(name if len(name) <= length else name.split(",")[0], length)
+
+
+def _without_middle(text: str, length: int) -> str:
+    if len(text) <= length:
+        return text
+    return text[: length // 2] + "…" + text[len(text) - (length - length // 2 - 1) :]
 
 
 def _panel(axes: Axes, metrics: list[dict], field: str, scale: float, text: str) -> None:

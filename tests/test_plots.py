@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from mobilenets_jax import logs, plots
@@ -240,3 +241,57 @@ def test_pictures_are_the_same_each_time(tmp_path):
     for name in ("a", "b"):
         plots.curves(tmp_path / "m.jsonl", tmp_path / f"{name}.png", "t")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_panel_shortens_what_would_not_fit():
+    top = [
+        ("n" * 40, 0.5),
+        ("black and gold garden spider", 0.25),
+        ("cat, house cat" + "x" * 30, 0.0),
+    ]
+    panel = plots.panel("photos/" + "a" * 40 + ".jpg", top)
+    assert panel.title == "a" * 15 + "…" + "a" * 10 + ".jpg"
+    assert panel.bars == (
+        ("n" * 12 + "…" + "n" * 11, 0.5, "50.0 %"),
+        ("black and gold garden spider", 0.25, "25.0 %"),
+        ("cat", 0.0, "0.0 %"),
+    )
+    assert plots.panel("a, b.jpg", []) == ("a, b.jpg", ())
+
+
+def test_classified_draws_each_image_above_its_classes(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    panels = [plots.panel(f"{i}.jpg", [("cat", 0.5 + i / 10), ("$dog$", 0.1)]) for i in range(3)]
+    figure = plots.classified(images, panels, 40, "net, " + "x" * 200, tmp_path / "predict.png")
+    drawn = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in drawn] == ["0.jpg", "1.jpg", "2.jpg"]
+    for axes, image in zip(drawn, images, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    below = [axes for axes in figure.axes if axes.patches]
+    assert [[bar.get_width() for bar in axes.patches] for axes in below] == [
+        [0.5, 0.1],
+        [0.6, 0.1],
+        [0.7, 0.1],
+    ]
+    assert texts(below[1]) == ["cat", "60.0 %", "$dog$", "10.0 %"]
+    title = figure.get_suptitle()
+    assert title.startswith("net, xxx")
+    assert title.endswith("x (the first 3 of 40 images)")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, (width, _) = canvas.get_renderer(), canvas.get_width_height()
+    everything = [figure._suptitle, *(axes.title for axes in drawn)]
+    for text in [*everything, *(text for axes in below for text in axes.texts)]:
+        box = text.get_window_extent(renderer)
+        assert 0 <= box.x0 < box.x1 <= width, text
+    for axes in below:  # the name ends before the number starts
+        for name, number in zip(axes.texts[::2], axes.texts[1::2], strict=True):
+            assert name.get_window_extent(renderer).x1 < number.get_window_extent(renderer).x0
+
+
+def test_classified_shows_no_more_than_32(tmp_path):
+    images = np.zeros((40, 4, 4, 3), np.uint8)
+    panels = [plots.panel(f"{i}.jpg", [("W" * 30, 1.0)]) for i in range(40)]
+    figure = plots.classified(images, panels, 40, "net", tmp_path / "predict.png")
+    assert len([axes for axes in figure.axes if axes.images]) == 32
+    assert figure.get_suptitle() == "net (the first 32 of 40 images)"

@@ -1,0 +1,383 @@
+"""Predictions of image files: which files, which numbers, how they are written, how errors end."""
+
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from PIL import Image
+
+from mobilenets_jax import augment, checkpoint, data, imagenet, logs, main, plots, predict, steps
+from mobilenets_jax import config as config_lib
+from mobilenets_jax.errors import InputError
+from mobilenets_jax.state import init_state
+
+BEST, LATEST = 3, 5  # steps
+CLASSES = [*list(imagenet.classes())[:9], "my cat"]
+NAMES = [*list(imagenet.classes().values())[:9], "my cat"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "build_model", tiny.small_model)
+        yield
+
+
+def state_of(model, resolution, seed):
+    """A state whose weights and averages are random and differ, statistics too."""
+    state = init_state(model, optax.sgd(0.1), resolution, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: (
+            np.abs(rng.normal(1, 0.3, leaf.shape)).astype(np.float32)
+            if leaf.ndim and leaf.dtype == np.float32
+            else leaf
+        ),
+        state,
+    ).replace(step=np.int32(seed))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Of a training with two checkpoints, without a training."""
+    path = tmp_path_factory.mktemp("run")
+    config = tiny.config(preprocess__crop_fraction=0.8, preprocess__std=(60.0, 70.0, 80.0))
+    logs.write_json(path / "config.json", config_lib.plain(config))
+    model = tiny.small_model(config, 10)
+    meta = {"class_names": CLASSES, "config": config_lib.plain(config)}
+    with checkpoint.open_manager(path) as manager:
+        for step, accuracy in ((BEST, 0.9), (LATEST, 0.5)):
+            checkpoint.save(manager, step, state_of(model, 8, step), meta, {"accuracy": accuracy})
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Five images of different shapes and kinds, a.png to e.jpg."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, shape in (
+        *(("a.png", (20, 30, 3)), ("b.jpg", (64, 40, 3)), ("c.bmp", (8, 8, 3))),
+        *(("d.png", (7, 7)), ("e.jpg", (100, 10, 3))),
+    ):
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def cli(workdir, capsys):
+    """Runs --mode=predict on the workdir; returns exit code, output and errors."""
+
+    def run(*argv):
+        code = main.main(["main.py", "--mode=predict", f"--workdir={workdir}", *map(str, argv)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def expected(files, step=LATEST, **fields):
+    """Probabilities [n, classes] by the plain network, one image at a time."""
+    config = tiny.config(preprocess__crop_fraction=0.8, preprocess__std=(60.0, 70.0, 80.0))
+    for name, value in fields.items():
+        config.preprocess[name] = value
+    model = tiny.small_model(config, 10)
+    state = state_of(model, 8, step)
+    variables = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+    rows = []
+    for file in files:
+        image = data.decode(file.read_bytes(), "")
+        how = config.preprocess
+        pixels = augment.evaluation_transform(image, 8, how.crop_fraction, how.interpolation)
+        normal = (pixels.astype(np.float32) - np.float32(how.mean)) / np.float32(how.std)
+        rows.append(jax.nn.softmax(model.apply(variables, normal[None]))[0])
+    return np.asarray(rows)
+
+
+def assert_predicted(images, files, probabilities):
+    assert [image["file"] for image in images] == [str(file) for file in files]
+    for image, row in zip(images, probabilities, strict=True):
+        order = np.argsort(-row)[:5]
+        assert [entry["index"] for entry in image["top"]] == order.tolist()
+        assert [entry["class"] for entry in image["top"]] == [NAMES[i] for i in order]
+        found = [entry["probability"] for entry in image["top"]]
+        np.testing.assert_allclose(found, row[order], rtol=1e-4)
+
+
+# Numbers ----------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_those_of_the_plain_network(cli, photos, workdir):
+    code, out, err = cli(f"--images={photos}/*", "--json")
+    files = sorted(photos.iterdir())
+    probabilities = expected(files)
+    assert probabilities.std() > 0.01
+    assert code == 0
+    result = json.loads(out)
+    assert_predicted(result.pop("images"), files, probabilities)
+    assert result == {
+        "network": "mobilenet_v1",
+        "workdir": str(workdir),
+        "step": LATEST,
+        "classes": 10,
+        "resolution": 8,
+        "preprocess": {
+            "mean": [127.5] * 3,
+            "std": [60.0, 70.0, 80.0],
+            "crop_fraction": 0.8,
+            "interpolation": "bilinear",
+        },
+        "skipped": [],
+        "picture": f"{workdir}/predict.png",
+    }
+    assert err == (
+        f"mobilenet_v1 of {workdir}, step {LATEST}: 5 images.\nPicture: {workdir}/predict.png\n"
+    )
+    with Image.open(workdir / "predict.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_best_checkpoint_and_preprocessing_as_asked_for(cli, photos):
+    options = ("--checkpoint=best", "--config.preprocess.interpolation=pillow_bicubic")
+    code, out, _ = cli(f"--images={photos}/b.jpg", "--json", *options)
+    assert code == 0
+    result = json.loads(out)
+    assert (result["step"], result["preprocess"]["interpolation"]) == (BEST, "pillow_bicubic")
+    files = [photos / "b.jpg"]
+    assert_predicted(result["images"], files, expected(files, BEST, interpolation="pillow_bicubic"))
+
+
+def test_batches_are_of_one_size_and_in_order(cli, photos, monkeypatch):
+    shapes = []
+    compiled = predict._compiled
+
+    def spied(predictor):
+        function = compiled(predictor)
+
+        def call(variables, images):
+            shapes.append(images.shape)
+            return function(variables, images)
+
+        return call
+
+    monkeypatch.setattr(predict, "_compiled", spied)
+    files = [photos / name for name in ("e.jpg", "a.png", "c.bmp", "a.png", "b.jpg")]
+    code, out, _ = cli("--images", *files, "--json", "--config.eval_batch_size=2")
+    assert code == 0
+    assert_predicted(json.loads(out)["images"], files, expected(files))
+    assert shapes == [(2, 8, 8, 3)] * 3
+    del shapes[:]
+    cli("--images", *files)
+    assert shapes == [(8, 8, 8, 3)]
+
+
+def test_a_network_that_gives_no_number_is_no_use(cli, photos, monkeypatch):
+    monkeypatch.setattr(steps, "normalize", lambda images, config: images * np.float32(np.nan))
+    code, out, err = cli(f"--images={photos}/a.png")
+    assert (code, out) == (2, "")
+    assert "error: The network gives no number for" in err
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+def test_table_is_aligned(cli, photos):
+    names = ("cat", "a longer name", "x")
+    predictions = [
+        predict.Prediction("p/one.jpg", [1, 0], [0.98765, 0.01]),
+        predict.Prediction("p/2\n\udcff.jpg", [2], [1.0]),
+    ]
+    assert predict.table(predictions, names).splitlines() == [
+        "image            class          probability",
+        "p/one.jpg        a longer name      98.77 %",
+        "                 cat                 1.00 %",
+        r"p/2\n\udcff.jpg  x                 100.00 %",
+    ]
+    code, out, _ = cli(f"--images={photos}/a.png")
+    assert code == 0
+    assert len(out.splitlines()) == 1 + 5
+    assert out.splitlines()[1].startswith(f"{photos}/a.png  ")
+
+
+def test_picture_holds_what_was_seen_and_said(cli, photos, monkeypatch):
+    calls = []
+    monkeypatch.setattr(plots, "classified", lambda *arguments: calls.append(arguments))
+    _, out, _ = cli(f"--images={photos}", "--json")
+    ((images, panels, count, title, path),) = calls
+    answers = json.loads(out)["images"]
+    assert (count, path.name) == (5, "predict.png")
+    assert title == f"mobilenet_v1 of {path.parent}, step {LATEST}"
+    for image, panel, answer in zip(images, panels, answers, strict=True):
+        file = answer["file"]
+        decoded = data.decode(Path(file).read_bytes(), "")
+        assert (image == augment.evaluation_transform(decoded, 8, 0.8)).all()
+        assert panel.title == os.path.basename(file)
+        assert panel.bars == tuple(
+            (top["class"], top["probability"], f"{100 * top['probability']:.1f} %")
+            for top in answer["top"]
+        )
+
+
+def test_answers_come_before_a_picture_that_cannot_be_written(cli, photos, workdir, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(plots, "classified", fail)
+    code, out, err = cli(f"--images={photos}/a.png", "--json")
+    assert code == 2
+    assert json.loads(out)["picture"] is None
+    assert err.endswith(
+        f"error: The picture {workdir}/predict.png cannot be written (Permission denied): choose "
+        "another --workdir.\n"
+    )
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def test_files_are_found_as_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("b.jpg", "a.PNG", "c.txt", ".d.jpg", "x[1].jpg", "sub/e.jpg", "sub/deep/f.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def find(*patterns):
+        return predict.find_images(patterns)
+
+    assert find("*.jpg") == ["b.jpg", "x[1].jpg"]
+    assert find("sub", "b.jpg", "*.jpg") == ["sub/e.jpg", "b.jpg", "b.jpg", "x[1].jpg"]
+    assert find(".") == ["./a.PNG", "./b.jpg", "./x[1].jpg"]
+    assert find("x[1].jpg") == ["x[1].jpg"]
+    assert find("**/*.webp", "~/b.jpg") == ["sub/deep/f.webp", f"{tmp_path}/b.jpg"]
+    assert find("c.txt", "s*") == ["c.txt", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("*.gif", "No file matches --images '*.gif': correct the path."),
+        ("none.jpg", "No file matches --images 'none.jpg': correct the path."),
+        ("empty", "There is no image in the directory 'empty': name another, or its files as in"),
+    ],
+)
+def test_what_matches_nothing_is_an_error(tmp_path, monkeypatch, pattern, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(InputError) as error:
+        predict.find_images(["a.jpg", pattern])
+    assert str(error.value).startswith(message)
+
+
+@pytest.fixture
+def bad(tmp_path, photos):
+    """Files that are no images, by name, and why."""
+    whole = (photos / "b.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "zero.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    bomb = io.BytesIO()
+    Image.new("1", (8, 8)).save(bomb, "png")
+    bomb = bytearray(bomb.getvalue())
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    (tmp_path / "dangling.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    return {
+        "bomb.png": "Cannot decode the image {} (Image size (3600000000 pixels) exceeds limit",
+        "dangling.jpg": "Cannot read the image {} (No such file or directory): leave it out.",
+        "folder.jpg": "Cannot read the image {} (a directory): leave it out.",
+        "pipe.jpg": "Cannot read the image {} (no regular file): leave it out.",
+        "text.png": "Cannot decode the image {} (it is none of JPEG, PNG, ",
+        "truncated.jpg": "Cannot decode the image {} (image file is truncated",
+        "zero.jpg": "Cannot decode the image {} (it is none of JPEG, PNG, ",
+    }
+
+
+def test_bad_images_are_named_and_skipped(cli, photos, bad, tmp_path):
+    good = [photos / "a.png", photos / "b.jpg"]
+    arguments = ("--images", good[0], tmp_path / "*", good[1], "--json")
+    code, out, err = cli(*arguments)
+    assert code == 2
+    result = json.loads(out)
+    assert_predicted(result["images"], good, expected(good))
+    assert [entry["file"] for entry in result["skipped"]] == [f"{tmp_path}/{name}" for name in bad]
+    lines = err.splitlines()
+    for entry, line, (name, reason) in zip(result["skipped"], lines[1:], bad.items(), strict=False):
+        assert entry["reason"].startswith(reason.format(tmp_path / name))
+        assert line == f"skipped: {entry['reason']}"
+    assert lines[-1] == "7 of 9 images were skipped."
+
+
+def test_nothing_but_bad_images(cli, bad, tmp_path, workdir):
+    (workdir / "predict.png").unlink(missing_ok=True)
+    code, out, err = cli(f"--images={tmp_path}/*", "--json")
+    assert code == 2
+    result = json.loads(out)
+    assert (result["images"], result["picture"], len(result["skipped"])) == ([], None, 7)
+    assert not (workdir / "predict.png").exists()
+    code, out, err = cli(f"--images={tmp_path}/z*")
+    assert (code, out, err.count("skipped: ")) == (2, "", 1)
+
+
+def test_what_exif_says_is_said_and_not_done(cli, photos, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(photos / "a.png")
+    image.save(tmp_path / "turned.png", exif=exif)
+    code, out, err = cli("--images", photos / "a.png", tmp_path / "turned.png", "--json")
+    assert code == 0
+    first, second = json.loads(out)["images"]
+    assert first["top"] == second["top"]
+    assert (
+        f"EXIF says to turn {tmp_path}/turned.png; predicted as stored, as in training and "
+        "evaluation.\n" in err
+    )
+
+
+# Arguments --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images=x"], "No file matches --images 'x': correct the path."),
+        ([], "Nothing to predict: give e.g. --images='photos/*.jpg'."),
+        (
+            ["--images=x", "--mode=eval"],
+            "--images is not used by --mode=eval: give --mode=predict.",
+        ),
+        (["--json", "--mode=train"], "--json is not used by --mode=train: give --mode=predict."),
+        (
+            ["--images=/dev/null", "--config.epochs=9"],
+            "epochs is set to 9.0, but the training had 0.5",
+        ),
+        (["--images=x", "--workdir=none"], "There is no none/config.json: give the --workdir of"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(cli, arguments, message):
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_another_network_is_refused(cli, photos):
+    code, out, err = cli(f"--images={photos}", "--config.model.alpha=0.5")
+    assert (code, out) == (2, "")
+    assert "is of another network (model.alpha is 0.25 there and 0.5 here)" in err
+
+
+def test_nothing_to_predict_with(capsys):
+    assert main.main(["main.py", "--mode=predict", "--images=x"]) == 2
+    expected = "error: Nothing was given to predict with: use e.g. --workdir=runs/demo.\n"
+    assert capsys.readouterr().err == expected
