@@ -2,6 +2,8 @@
 
     python -m mobilenets_jax.main --config=configs/v2.py [--workdir=DIR] [--mode=train|eval|summary]
     python -m mobilenets_jax.main --mode=predict --images='photos/*.jpg' --workdir=DIR [--json]
+    python -m mobilenets_jax.main --mode=predict --images='photos/*.jpg' --config=configs/v2.py:\
+        dataset=imagenet2012 --config.init_from=FILE --config.init_source=timm [--json]
 
 Any field of the config can be set: --config.model.alpha=0.75 --config.beta=0.714. A field that may
 be None, as model.activation, takes None for the paper's own.

@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mobilenets_jax import checkpoint, data, imagenet, plots, steps
+from mobilenets_jax import builders, checkpoint, data, finetune, imagenet, plots, steps, weights
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.augment import evaluation_transform
 from mobilenets_jax.datasets import IMAGE_SUFFIXES
@@ -36,8 +36,11 @@ TOP = 5  # classes that are named of each image
 BATCH = 32  # images at a time, at most
 PICTURE = "predict.png"
 ORIENTATION = 0x0112  # EXIF's tag
-# What is read of a config when the weights come from a file.
-_READ = ("resolution", "beta", "eval_batch_size", "init_from", "init_source", "dataset.num_classes")
+# What is read of a config when the weights come from a file, as fields or whole sections.
+_READ = (
+    *("resolution", "beta", "eval_batch_size", "init_from", "init_source"),
+    *("model", "preprocess", "dataset.num_classes"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +94,14 @@ def predict(
 ) -> bool:
     """Predicts the class of images, prints the answers and draws the first ones.
 
+    The weights are those of the workdir if it holds a training, and else of `config.init_from`.
     The answers alone go to standard output; what is said of them goes to standard error.
 
     Args:
         patterns: see `find_images`.
-        config: see `trained`.
-        overrides: dotted names of the fields that were set on the command line.
-        workdir: whose weights to take, and where the picture goes.
+        config: see `trained` and `published`.
+        overrides: dotted names of its fields that were set on the command line.
+        workdir: where the weights may be, and where the picture goes.
         best: see `trained`.
         as_json: print one JSON document instead of a table.
 
@@ -109,7 +113,10 @@ def predict(
     """
     files = find_images(patterns)
     with contextlib.redirect_stdout(sys.stderr):
-        predictor = trained(config, overrides, workdir, best)
+        if config.init_from is None or (workdir / "config.json").exists():
+            predictor = trained(config, overrides, workdir, best)
+        else:
+            predictor = published(config, overrides)
         print(f"{predictor.origin}: {len(files):,} image{'s'[: len(files) - 1]}.")
         predictions, images, skipped, to_be_turned = classify(predictor, files)
         for _, reason in skipped:
@@ -243,6 +250,74 @@ def trained(
         f"{config.model.name} of {workdir}, step {step:,}",
         {"workdir": str(workdir), "step": step},
     )
+
+
+def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
+    """Returns the network of a config with the weights of its `init_from`.
+
+    Fields that were not set on the command line become what belongs to the weights: those of
+    `model` that the source settles, and resolution and `preprocess` of the first weights that it
+    publishes of the network.
+
+    Args:
+        config: with `init_from` and `init_source`.
+        overrides: dotted names of the fields that were set on the command line.
+
+    Raises:
+        InputError: as of `weights.load`; if the source has no such network, a field was set to
+            something else than the source has, or a field was set that is not read.
+    """
+    for name in overrides:
+        if name not in _READ and name.partition(".")[0] not in _READ:
+            raise InputError(f"{name} is set but not used: a prediction does not read it.")
+    config = config_lib.restore(config_lib.plain(config))
+    source, path = config.init_source, Path(config.init_from).expanduser()
+    if path.is_dir():
+        raise InputError(f"init_from is a directory: give the training by --workdir={path}.")
+    classes, dataset = config.dataset.num_classes, config.dataset.name
+    if classes is None:
+        raise InputError(
+            "How many classes the weights are of is not known: give --config.dataset.num_classes."
+        )
+    whose = f"our {config.model.name}"
+    if source != "native":
+        theirs = weights.arguments(source, config.model.name, config.model.alpha)
+        _set_unset(config, overrides, "model", theirs)
+        network = finetune.check_network(config.model.to_dict(), source)
+        whose = f"{source}'s {network.name}"
+        if network.weights:
+            how = network.weights[0].preprocessing._asdict()
+            _set_unset(config, overrides, "", {"resolution": how.pop("resolution")})
+            _set_unset(config, overrides, "preprocess", how)
+        for twin, fields in weights.twins(config.model.to_dict(), network):
+            flags = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
+            print(f"If the file is of {twin.name} instead, which it does not say, give {flags}.")
+    model = steps.build_model(config, classes)
+    variables = weights.load(path, model, source, fresh_classifier=False)
+    facts = {"weights": str(path), "source": source}
+    names = _class_names(dataset, classes)
+    return _predictor(config, model, variables, names, f"{whose} of {path}", facts)
+
+
+def _set_unset(
+    config: ConfigDict, overrides: Sequence[str], section: str, fields: Mapping[str, Any]
+) -> None:
+    """Sets fields of a section, but for those that were set on the command line."""
+    for name, value in fields.items():
+        dotted = f"{section}.{name}" if section else name
+        if dotted not in overrides:
+            config.update_from_flattened_dict({dotted: value})
+
+
+def _class_names(dataset: str, classes: int) -> tuple[str, ...]:
+    """Names of a data set's classes where they are known without it, else numbers."""
+    known: dict[str, Sequence[str]] = {
+        "imagenet2012": tuple(imagenet.classes().values()),
+        "digits": builders.Digits.classes,
+        "fashion_mnist": builders.FashionMnist32.classes,
+    }
+    names = tuple(known.get(dataset, ()))
+    return names if len(names) == classes else tuple(f"class {i}" for i in range(classes))
 
 
 def _predictor(

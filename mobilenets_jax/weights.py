@@ -174,7 +174,12 @@ def _is_same(switches: Mapping[str, Any], spec: Spec) -> bool:
 
 
 def load(
-    path: str | Path, model: MobileNet, source: str = "native", *, seed: int = 0
+    path: str | Path,
+    model: MobileNet,
+    source: str = "native",
+    *,
+    seed: int = 0,
+    fresh_classifier: bool = True,
 ) -> dict[str, Any]:
     """Reads a network's weights, strictly: every array, of its shape, and no other.
 
@@ -186,6 +191,7 @@ def load(
         model: the network, as by `model_for`.
         source: whose names and layout the file has, one of `published.SOURCES`.
         seed: of a fresh classifier.
+        fresh_classifier: whether there may be one.
 
     Returns:
         The variables: float32 arrays under "params" and "batch_stats".
@@ -213,6 +219,11 @@ def load(
     _check_names(path, arrays, model, source, slots)
     flat: dict[str, Any] = {}
     classes = _other_classes(arrays, slots, spec.num_classes, source)
+    if classes is not None and not fresh_classifier:
+        raise InputError(
+            f"{path}: its classifier has {classes:,} classes and this network has "
+            f"{spec.num_classes:,}: give --config.dataset.num_classes={classes}."
+        )
     if classes is not None:
         say(
             f"{path}: its classifier has {classes:,} classes and this network has "

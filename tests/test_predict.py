@@ -11,9 +11,21 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from flax.traverse_util import unflatten_dict
 from PIL import Image
 
-from mobilenets_jax import augment, checkpoint, data, imagenet, logs, main, plots, predict, steps
+from mobilenets_jax import (
+    augment,
+    checkpoint,
+    data,
+    imagenet,
+    logs,
+    main,
+    plots,
+    predict,
+    steps,
+    weights,
+)
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.state import init_state
@@ -342,6 +354,164 @@ def test_what_exif_says_is_said_and_not_done(cli, photos, tmp_path):
         f"EXIF says to turn {tmp_path}/turned.png; predicted as stored, as in training and "
         "evaluation.\n" in err
     )
+
+
+# Published weights ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A file of the tiny network's weights."""
+    model = tiny.small_model(tiny.config(), 10)
+    state = state_of(model, 8, 7)
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    weights.save(variables, path, model, format="npz", naming="native")
+    return path
+
+
+@pytest.fixture
+def published(capsys, tmp_path, monkeypatch):
+    """Runs --mode=predict on a config; returns exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(argument, *argv):
+        config = f"--config={tiny.ROOT}/configs/default.py:{argument}"
+        code = main.main(["main.py", "--mode=predict", config, *map(str, argv)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# The network of `file`.
+TINY = ("--config.model.alpha=0.25", "--config.model.shallow=true", "--config.resolution=8")
+
+
+def test_timms_network_and_preprocessing_without_being_told(
+    published, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(steps, "build_model", tiny._build_model)
+    model = weights.model_for("timm", "mobilenetv1_100")
+    rng = np.random.default_rng(0)
+    variables = {}
+    for name, shape in weights.shapes(model).items():
+        is_weight = name.endswith("kernel")
+        deviation = (2 / np.prod(shape[:-1])) ** 0.5 if is_weight else 0.1
+        value = rng.normal(0, deviation, shape).astype(np.float32)
+        variables[name] = np.abs(value) + 0.8 if name.endswith(("/scale", "/var")) else value
+    variables["params/classifier/kernel"] *= 3
+    variables = unflatten_dict(variables, sep="/")
+    weights.save(variables, tmp_path / "v1.npz", model, format="npz", naming="timm")
+    files = [photos / "b.jpg", photos / "e.jpg"]
+    code, out, err = published(
+        "model=mobilenet_v1,dataset=imagenet2012",
+        *("--config.init_from=v1.npz", "--config.init_source=timm", "--config.resolution=32"),
+        *("--config.preprocess.crop_fraction=0.9", "--json", "--images", *files),
+    )
+    assert code == 0
+    assert err.startswith("timm's mobilenetv1_100 of v1.npz: 2 images.\n")
+    result = json.loads(out)
+    assert (result["network"], result["weights"], result["source"]) == (
+        *("mobilenet_v1", "v1.npz", "timm"),
+    )
+    assert (result["classes"], result["resolution"]) == (1000, 32)
+    # All but the crop, which was set, are those of timm's weights.
+    assert result["preprocess"] == {
+        "mean": [127.5] * 3,
+        "std": [127.5] * 3,
+        "crop_fraction": 0.9,
+        "interpolation": "pillow_bicubic",
+    }
+    assert result["picture"].startswith("runs/mobilenet_v1-imagenet2012-")
+    assert (tmp_path / result["picture"]).exists()
+    apply = jax.jit(lambda images: jax.nn.softmax(model.apply(variables, images)))
+    pixels = [
+        augment.evaluation_transform(data.decode(f.read_bytes(), ""), 32, 0.9, "pillow_bicubic")
+        for f in files
+    ]
+    rows = np.asarray(apply((np.float32(pixels) - 127.5) / 127.5))
+    names = list(imagenet.classes().values())
+    for answer, row in zip(result["images"], rows, strict=True):
+        order = np.argsort(-row)[:5]
+        assert [top["index"] for top in answer["top"]] == order.tolist()
+        assert [top["class"] for top in answer["top"]] == [names[i] for i in order]
+        found = [top["probability"] for top in answer["top"]]
+        np.testing.assert_allclose(found, row[order], rtol=1e-3)
+
+
+def test_a_file_of_our_own(published, photos, file):
+    fields = (*TINY, f"--config.init_from={file}", "--config.preprocess.mean=(9.,8.,7.)")
+    arguments = ("--images", photos / "a.png", "--json", "--workdir=new")
+    code, out, err = published("model=mobilenet_v1,dataset=digits", *fields, *arguments)
+    assert (code, err.splitlines()[0]) == (0, f"our mobilenet_v1 of {file}: 1 image.")
+    result = json.loads(out)
+    assert result["preprocess"]["mean"] == [9.0, 8.0, 7.0]
+    assert (result["source"], result["picture"]) == ("native", "new/predict.png")
+    assert {top["class"] for top in result["images"][0]["top"]} <= set("0123456789")
+
+
+def test_a_workdir_with_a_training_comes_before_a_file(cli, photos, workdir, monkeypatch):
+    monkeypatch.setattr(predict, "published", None)
+    stored = json.loads((workdir / "config.json").read_text())
+    changed = {**stored, "init_from": "weights.npz"}
+    monkeypatch.setattr(config_lib, "read", lambda path: changed)
+    code, out, _ = cli(f"--images={photos}/a.png", "--json")
+    assert (code, json.loads(out)["step"]) == (0, LATEST)
+
+
+@pytest.mark.parametrize(
+    ("argument", "fields", "message"),
+    [
+        (
+            "dataset=digits",
+            ["init_from={file}", "epochs=3"],
+            "epochs is set but not used: a prediction does not read it.",
+        ),
+        (
+            "dataset=imagenet2012",
+            ["init_from={file}", "dataset.num_classes=5"],
+            "{file}: its classifier has 10 classes and this network has 5: give "
+            "--config.dataset.num_classes=10.",
+        ),
+        (
+            "dataset=image_folder",
+            ["init_from={file}"],
+            "How many classes the weights are of is not known: give --config.dataset.num_classes.",
+        ),
+        (
+            "dataset=digits",
+            ["init_from={file.parent}"],
+            "init_from is a directory: give the training by --workdir={file.parent}.",
+        ),
+        (
+            "dataset=digits",
+            ["init_from={file}", "init_source=torchvision"],
+            "torchvision has no mobilenet_v1",
+        ),
+        (
+            "dataset=digits",
+            ["init_from={file}", "init_source=timm", "model.padding=same"],
+            "timm's mobilenet_v1 differs from this mobilenet_v1: set --config.model.padding=symm",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(published, photos, file, argument, fields, message):
+    fields = [f"--config.{field}".format(file=file) for field in fields]
+    tiny_unless_timms = TINY if "timm" not in str(fields) else TINY[::2]
+    images = f"--images={photos}"
+    code, out, err = published(
+        f"model=mobilenet_v1,{argument}", *tiny_unless_timms, *fields, images
+    )
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message.format(file=file)}"), err
+    assert err.count("\n") == 1
+
+
+def test_names_of_classes():
+    assert predict._class_names("imagenet2012", 1000)[281] == "tabby"
+    assert predict._class_names("fashion_mnist", 10)[9] == "Ankle boot"
+    assert predict._class_names("imagenet2012", 2) == ("class 0", "class 1")
+    assert predict._class_names("image_folder", 1) == ("class 0",)
 
 
 # Arguments --------------------------------------------------------------------------------------
