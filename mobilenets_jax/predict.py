@@ -36,7 +36,7 @@ TOP = 5  # classes that are named of each image
 BATCH = 32  # images at a time, at most
 PICTURE = "predict.png"
 ORIENTATION = 0x0112  # EXIF's tag
-# What is read of a config when the weights come from a file, as fields or whole sections.
+# What a prediction reads of a config, as fields or whole sections.
 _READ = (
     *("resolution", "beta", "eval_batch_size", "init_from", "init_source"),
     *("model", "preprocess", "dataset.num_classes"),
@@ -231,6 +231,8 @@ def trained(
         InputError: if there is no such checkpoint, or the config is of another network.
     """
     stored = config_lib.read(workdir)
+    had, have = (dict(config_lib.flatten(c)) for c in (stored, config_lib.plain(config)))
+    _check_read(name for name in overrides if have[name] != had[name])
     config = config_lib.for_evaluation(stored, config, overrides)
     difference = config_lib.difference(stored["model"], config_lib.plain(config)["model"])
     if difference:
@@ -267,9 +269,7 @@ def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
         InputError: as of `weights.load`; if the source has no such network, a field was set to
             something else than the source has, or a field was set that is not read.
     """
-    for name in overrides:
-        if name not in _READ and name.partition(".")[0] not in _READ:
-            raise InputError(f"{name} is set but not used: a prediction does not read it.")
+    _check_read(overrides)
     config = config_lib.restore(config_lib.plain(config))
     source, path = config.init_source, Path(config.init_from).expanduser()
     if path.is_dir():
@@ -297,6 +297,13 @@ def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
     facts = {"weights": str(path), "source": source}
     names = _class_names(dataset, classes)
     return _predictor(config, model, variables, names, f"{whose} of {path}", facts)
+
+
+def _check_read(names: Iterable[str]) -> None:
+    """Raises InputError for a field that a prediction does not read."""
+    for name in names:
+        if name not in _READ and name.partition(".")[0] not in _READ:
+            raise InputError(f"{name} is set but not used: a prediction does not read it.")
 
 
 def _set_unset(

@@ -187,14 +187,14 @@ def test_an_error_of_the_program_is_not_dressed_up_as_bad_input(cli, monkeypatch
         ([V2, "model.alpha=3"], "Unknown argument 'model.alpha=3': give --config=FILE.py, or "),
         ([V2, "--config.model.se", "true"], "Unknown argument 'true': give --config=FILE.py, or "),
         ([V2, "--confg=3"], "Unknown flag '--confg'. Did you mean '--config'? Choose one of: "
-         "--config, --workdir, --mode, --checkpoint, --help, or --config.field=value."),
+         "--config, --workdir, --mode, --checkpoint, --images, --json, --help, or "),
         ([V2, "--wrkdir=w"], "Unknown flag '--wrkdir'. Did you mean '--workdir'?"),
         ([V2, "--model.alpha=3"], "Unknown flag '--model.alpha'."),
         ([V2, "--mode"], "Missing value for flag --mode: give every flag as --flag=value."),
         ([V2, "--workdir"], "Missing value for flag --workdir: give every flag as --flag=value."),
         (["--config"], "Missing value for flag --config: give every flag as --flag=value."),
         ([V2, "--mode=evl"], "Unknown mode 'evl'. Did you mean 'eval'? Choose one of: train, eval, "
-         "summary."),
+         "predict, summary."),
     ],
 )  # fmt: skip
 def test_bad_flags(argv, message, mistake):

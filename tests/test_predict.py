@@ -529,7 +529,11 @@ def test_names_of_classes():
         (["--json", "--mode=train"], "--json is not used by --mode=train: give --mode=predict."),
         (
             ["--images=/dev/null", "--config.epochs=9"],
-            "epochs is set to 9.0, but the training had 0.5",
+            "epochs is set but not used: a prediction does",
+        ),
+        (
+            ["--images=/dev/null", "--config.dataset.workers=1"],
+            "dataset.workers is set but not used",
         ),
         (["--images=x", "--workdir=none"], "There is no none/config.json: give the --workdir of"),
     ],
