@@ -224,6 +224,7 @@ SHARED = {
     "optimizer.momentum": (0.9, "V2 V3 slim"),
     "optimizer.decay": (0.9, "V2 I3 tfm"),
     "optimizer.clip_norm": (0.0, "V1 V2 V3 state none"),
+    "optimizer.backbone_scale": (1.0, "-: for fine-tuning"),
     "schedule.name": ("exponential", "V2 V3 slim"),
     "preprocess.mean": ((127.5, 127.5, 127.5), "slim: to -1 to 1"),
     "preprocess.std": ((127.5, 127.5, 127.5), "slim: to -1 to 1"),
