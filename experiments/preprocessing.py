@@ -238,8 +238,9 @@ def measure() -> None:
         rows.append({**row, "other": True})
         print(source, name, {n: row[n] for n in ("mean", "p99.9", "max")}, flush=True)
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    text = json.dumps({"versions": versions, "rows": rows}, indent=1)
-    RESULTS.write_text(text + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    text = f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n'
+    RESULTS.write_text(text, encoding="utf-8")
     document = DOCUMENT.read_text(encoding="utf-8")
     head, tail = document.split(BEGIN)[0], document.split(END)[1]
     table = render(json.loads(text))
