@@ -188,7 +188,10 @@ def test_other_files_are_not_overwritten(tmp_path):
         benchmark.open_results(path, "networks")
 
 
-@pytest.mark.parametrize("name", peers.MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m in ("v1", "v3_large"))) for m in peers.MODELS],
+)
 def test_naive_twin_is_the_same_network(name):
     """Outputs, statistics and gradients in float64; a ReLU6's kink does not blur them there."""
     # The first blocks of each kind: expansion or none, both strides, SE or none, a shortcut.
