@@ -37,7 +37,7 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 
 parity: $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet '.[parity]' -c requirements.lock
+	$(VENV)/bin/python -m pip install --quiet -e '.[parity]' -c requirements.lock
 	$(VENV)/bin/python -m experiments.parity run $(ARGS)
 	$(VENV)/bin/python -m experiments.parity table
 

@@ -100,8 +100,13 @@ def workers(names: Sequence[str], threads: int, log: Path) -> Iterator[dict[str,
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Returns the variables that every contender gets, ours and peers alike."""
+    """Returns the variables that every contender gets, ours and peers alike.
+
+    Those of the user's that change how libraries compute are among them, and so are stored.
+    """
+    theirs = ("GLIBC_", "JAX_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "TORCH", "XLA_")
     return {
+        **{name: value for name, value in sorted(os.environ.items()) if name.startswith(theirs)},
         **runtime.environment(),
         "OMP_NUM_THREADS": str(threads),
         # Compile time is that of a first start.

@@ -5,7 +5,7 @@ gives the same text.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,20 @@ where every round, version and setting is stored. The peers are `pip install -e 
 - **Naive twin**: the same network in Flax as usually written, `nn.Conv` with `feature_group_count`.
   *Difference* is between its results and ours after the first step, in the same run, norm of the
   difference over the norm: of the logits; or of the gradient / of loss and new BatchNorm
-  statistics, whichever is larger. Rounding to float32
-  alone moves the gradient of V2 by up to 7e-3 (32 × 32, batch 64, against float64); that the twin
-  computes the same is tested in float64, on the first five blocks (tests/test_benchmark.py).
+  statistics, whichever is larger. Rounding to float32 alone moves the gradient of V2 by a hundredth
+  (PyTorch's and ours against float64: docs/weights.md); that the twin computes the same is tested
+  in float64, on the first five blocks (tests/test_benchmark.py).
 - **Ratios** are peer's time over ours: above 1, ours is faster. PyTorch (torchvision; timm for V1)
-  is shown at the fastest of eager and `torch.compile`, NCHW and channels_last (NHWC below).
-- **Peak memory**: on a CPU the process's resident memory, libraries included, during the timed
-  steps (the high-water mark is set back after compilation); on a GPU the device's. **First step**
-  is the time to the end of the first step, with compilation and without any cache.
+  is shown at the fastest setting that was measured, of eager and `torch.compile`, NCHW and
+  channels_last (NHWC below); in brackets the lowest and highest ratio within a round.
+- **Peak memory**: on a CPU the process's resident memory during the timed steps (the high-water
+  mark is set back after compilation), and of it what was added since the libraries were loaded:
+  PyTorch's are larger than JAX's, whose own start is in what it added. On a GPU the device's.
+  **First step** is the time to the end of the first step, with compilation and without any cache.
 - **Of the floor**: the time that the step takes at least, over ours. The floor is the larger of
   operations over the measured matrix-product peak and bytes over the measured copy bandwidth, for a
-  program that fuses everything between two convolutions (`experiments.benchmark.floor`).
+  program that fuses everything between two convolutions (`experiments.benchmark.floor`). The copies
+  are of up to 512 MiB, which a large cache holds: then the bandwidth is the cache's.
 """
 
 
@@ -116,6 +119,28 @@ def ratio(cell: dict[str, Any], name: str | None) -> str:
     return "not installed" if "not installed" in reasons[0]["left_out"] else "–"
 
 
+def _spread(cell: dict[str, Any], name: str | None) -> str:
+    """The lowest and the highest ratio of a contender's time to ours in one round."""
+    timed = _timed(cell)
+    if name not in timed or "ours" not in timed:
+        return ""
+    rounds = zip(timed[name]["round_seconds"], timed["ours"]["round_seconds"], strict=False)
+    ratios = [theirs / ours for theirs, ours in rounds]
+    return f"({min(ratios):.2f}–{max(ratios):.2f})"
+
+
+def _torch_settings(cells: list[dict[str, Any]]) -> list[str]:
+    """Which of PyTorch's settings were measured where, if not all of them everywhere."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        settings = ", ".join(n.removeprefix("torch ") for n in _timed(cell) if n in peers.TORCH)
+        key = cell["cell"]
+        where = f"{key['task']}, {key['resolution']} px, batch {key['batch']}"
+        if settings and where not in found.setdefault(settings, []):
+            found[settings].append(where)
+    return [f"- PyTorch {settings}: {'; '.join(where)}." for settings, where in found.items()]
+
+
 def _difference(cell: dict[str, Any]) -> str:
     groups = cell["agreement"].get("naive")
     if not groups:
@@ -133,9 +158,8 @@ def _network_row(cell: dict[str, Any], names: Sequence[str]) -> str:
     key, timed, torch = cell["cell"], _timed(cell), best_torch(cell)
     ours, peer = timed.get("ours"), timed.get(torch or "")
 
-    def pair(field: str, scale: float, digits: int) -> str:
-        values = [f"{r[field] / scale:,.{digits}f}" if r else "–" for r in (ours, peer)]
-        return " / ".join(values)
+    def pair(value: Callable[[dict[str, Any]], float], digits: int) -> str:
+        return " / ".join(f"{value(r):,.{digits}f}" if r else "–" for r in (ours, peer))
 
     rate, floor = "–", "–"
     if ours:
@@ -153,10 +177,11 @@ def _network_row(cell: dict[str, Any], names: Sequence[str]) -> str:
         key["dtype"],
         rate,
         ratio(cell, "naive"),
-        f"{ratio(cell, torch)} {setting}".strip(),
+        " ".join(filter(None, (ratio(cell, torch), _spread(cell, torch), setting))),
         *(ratio(cell, name) for name in names),
-        pair("peak_bytes", 1 << 20, 0),
-        pair("compile_seconds", 1, 1),
+        pair(lambda r: r["peak_bytes"] / 2**20, 0),
+        pair(lambda r: (r["peak_bytes"] - r["bytes_before"]) / 2**20, 0),
+        pair(lambda r: r["compile_seconds"], 1),
         floor,
         _difference(cell),
     )
@@ -174,7 +199,7 @@ def _network_tables(cells: list[dict[str, Any]]) -> list[str]:
         head = [
             *("model", "batch", "dtype", "images/s, ours", "naive twin", "PyTorch's best"),
             *(_PEERS[name] for name in names),
-            *("peak MiB, ours / PyTorch", "first step s, ours / PyTorch"),
+            *("peak MiB, ours / PyTorch", "of it added", "first step s, ours / PyTorch"),
             *("of the floor", "difference"),
         ]
         chosen = [cell for cell in cells if cell["cell"]["task"] == task]
@@ -276,7 +301,9 @@ def render(cells: list[dict[str, Any]]) -> str:
                 f"{machine['copy_bytes'] / 1e9:,.0f} GB/s read and written."
             )
         lines += _left_out(here)
-        lines += _network_tables([cell for cell in here if cell["kind"] == "networks"])
+        networks = [cell for cell in here if cell["kind"] == "networks"]
+        lines += _torch_settings(networks)
+        lines += _network_tables(networks)
         lines += _layer_tables([cell for cell in here if cell["kind"] == "layers"])
     return "\n".join(lines) + "\n"
 

@@ -631,9 +631,11 @@ def table() -> str:
         differences = [f"{result['float32'][str(resolution)]:.1e}" for resolution in RESOLUTIONS]
         double = result.get("float64")
         differences.append(f"{max(double[str(r)] for r in RESOLUTIONS):.1e}" if double else "")
+        untrained = [weights.tag for weights in case.network.weights] == ["untrained"]
+        top1 = top1 or ("untrained" if untrained else "none found")
         lines.append(
             f"| {case.source} | `{case.name}` | {case.network.alpha:g} | {result['params']:,} "
-            f"| {result['macs']:,} | {top1 or 'not published here'} | {' | '.join(differences)} |"
+            f"| {result['macs']:,} | {top1} | {' | '.join(differences)} |"
         )
     keys = (
         *("loss_float64", "gradient_float64", "array_float64", "loss_float32", "gradient_float32"),

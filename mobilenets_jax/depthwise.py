@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mobilenets_jax.errors import choose
-from mobilenets_jax.specs import pad_amounts
+from mobilenets_jax.errors import InputError, choose
+from mobilenets_jax.specs import PADDINGS, pad_amounts
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# Of the weight gradient: at most so many images are added before they meet an accumulator …
+# Of the weight gradient on CPU: more images added before they meet an accumulator take longer to
+# compile and save little, and with fewer rows a loop over them costs more than it saves.
 _MAX_UNROLL = 8
-# … and with fewer rows a loop over them costs more than it saves. Both measured on CPU.
 _MIN_ROWS = 3
 
 
@@ -45,11 +45,17 @@ def depthwise_conv(
         `[N, H', W', C]` of x's dtype, accumulated in float32 (float64 for float64).
 
     Raises:
-        InputError: for an unknown implementation.
+        InputError: for an unknown implementation or padding, and for another kernel or strides.
     """
     if implementation is not None:
         choose("depthwise implementation", implementation, IMPLEMENTATIONS)
+    choose("padding", padding, PADDINGS)
     k = kernel.shape[0]
+    if kernel.shape != (k, k, x.shape[-1]) or k % 2 == 0 or strides not in (1, 2):
+        raise InputError(
+            f"A depthwise kernel of shape {kernel.shape} with strides {strides} does not fit "
+            f"{x.shape[-1]} channels: give [k, k, {x.shape[-1]}] with k odd, and strides 1 or 2."
+        )
     pads = tuple(pad_amounts(size, k, strides, padding) for size in x.shape[1:3])
     return _convolve(x, kernel, strides, pads, implementation)
 
@@ -115,7 +121,8 @@ def _shift_gradients(
     if g.shape[1] < _MIN_ROWS:
         dkernel = _small_kernel_gradient(x, g, kernel.shape[0], strides, pads)
     else:
-        dkernel = _kernel_gradient(padded, g, kernel.shape[0], strides)
+        unroll = _unroll(x.shape[0], jax.device_count())
+        dkernel = _kernel_gradient(padded, g, kernel.shape[0], strides, unroll)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
@@ -173,7 +180,16 @@ def _small_kernel_gradient(x: Array, g: Array, k: int, strides: int, pads: Pads)
     return jnp.stack(sums).reshape(k, k, x.shape[3])
 
 
-def _kernel_gradient(x: Array, g: Array, k: int, strides: int) -> Array:
+def _unroll(n: int, devices: int) -> int:
+    """Of n images, how many are added before they meet an accumulator.
+
+    The groups of so many are shared out over a mesh, or devices would exchange activations.
+    """
+    fits = (u for u in range(2, _MAX_UNROLL + 1) if n % u == 0)
+    return max((u for u in fits if n // u >= 4 and n // u % devices == 0), default=1)
+
+
+def _kernel_gradient(x: Array, g: Array, k: int, strides: int, unroll: int) -> Array:
     """Gradient of the kernel from the padded input: `[k, k, C]`.
 
     A sum over images, rows and columns. As k² column reductions it reads both arrays from memory k²
@@ -182,13 +198,6 @@ def _kernel_gradient(x: Array, g: Array, k: int, strides: int) -> Array:
     """
     dtype = _accumulator(x.dtype)
     n, rows, columns, channels = g.shape
-    # Groups that a mesh can share out, or devices would exchange activations.
-    devices = jax.device_count()
-    unroll = max(
-        u
-        for u in range(1, _MAX_UNROLL + 1)
-        if u == 1 or (n % u == 0 and n // u >= 4 and n // u % devices == 0)
-    )
     groups = n // unroll
     width = (columns - 1) * strides + 1
 

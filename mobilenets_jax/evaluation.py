@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from mobilenets_jax import checkpoint, data, logs
@@ -94,6 +95,22 @@ def _local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
+def chosen_step(manager: ocp.CheckpointManager, best: bool) -> int | None:
+    """Returns the step of the best checkpoint, or None for the latest.
+
+    Raises:
+        InputError: if the best is asked for and no checkpoint has an accuracy.
+    """
+    if not best or checkpoint.latest_step(manager) is None:
+        return None
+    step = checkpoint.best_step(manager)
+    if step is None:
+        raise InputError(
+            f"No checkpoint in {manager.directory} has an accuracy: use --checkpoint=latest."
+        )
+    return step
+
+
 def evaluate_workdir(config: ConfigDict, workdir: Path, best: bool = False) -> dict[str, Any]:
     """Evaluates a workdir's latest or best checkpoint, under the config's evaluation settings.
 
@@ -118,8 +135,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, best: bool = False) -> d
     experiment = build(config)
     state = initial_state(experiment)
     with checkpoint.open_manager(workdir, read_only=True) as manager:
-        step = checkpoint.best_step(manager) if best else None
-        state, meta = checkpoint.restore(manager, state, step)
+        state, meta = checkpoint.restore(manager, state, chosen_step(manager, best))
     if tuple(meta["class_names"]) != experiment.dataset.class_names:
         raise InputError(
             f"The workdir {workdir} was trained on other classes than {experiment.dataset.name}'s: "

@@ -21,7 +21,7 @@ from mobilenets_jax.published import Network
 from mobilenets_jax.state import TrainState
 from mobilenets_jax.steps import Experiment
 
-Pixels = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, of 0 to 255
+Fields = dict[str, Any]  # of a config's `preprocess`
 
 
 def load(experiment: Experiment) -> dict[str, Any] | None:
@@ -53,11 +53,13 @@ def load(experiment: Experiment) -> dict[str, Any] | None:
     say(f"Starting from {path}, {whose}{frozen}.")
     if network is not None:
         _say_twins(config.model.to_dict(), network)
-    mine = (config.preprocess.mean, config.preprocess.std)
-    if preprocessed and not any(np.allclose(mine, theirs, 1e-3, 1e-3) for theirs in preprocessed):
+    mine = config.preprocess.to_dict()
+    different = min((_different(mine, theirs) for theirs in preprocessed), key=len, default={})
+    if different:
+        have = {name: mine[name] for name in different}
         say(
-            f"{path}: these weights were trained with {_preprocess_flags(preprocessed[0])}, and "
-            f"this training has {_preprocess_flags(mine)}: set theirs, unless you mean it."
+            f"{path}: to these weights belongs {_preprocess_flags(different)}, and this training "
+            f"has {_preprocess_flags(have)}: set theirs, unless you mean it."
         )
     return variables
 
@@ -113,19 +115,34 @@ def _say_twins(model: Mapping[str, Any], network: Network) -> None:
         say(f"{network.source}'s files do not say whether they are of {others} instead.")
 
 
-def _preprocess_flags(pixels: Pixels) -> str:
-    # Quoted, as a shell needs it.
-    words = ("'(" + ",".join(f"{value:.6g}" for value in values) + ")'" for values in pixels)
-    return _flags(dict(zip(("mean", "std"), words, strict=True)), "preprocess")
+def _different(mine: Fields, theirs: Fields) -> Fields:
+    """Returns those of their fields that differ from mine."""
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(one, str) or None in (one, other):
+            return one == other
+        return bool(np.allclose(one, other, 1e-3, 1e-3))
+
+    return {name: value for name, value in theirs.items() if not same(mine[name], value)}
 
 
-def _published(network: Network) -> list[Pixels]:
+def _preprocess_flags(fields: Fields) -> str:
+    def word(value: Any) -> str:
+        if isinstance(value, tuple | list):  # quoted, as a shell needs it
+            return "'(" + ",".join(f"{each:.6g}" for each in value) + ")'"
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return _flags({name: word(value) for name, value in fields.items()}, "preprocess")
+
+
+def _published(network: Network) -> list[Fields]:
     """Of each set of weights that the source publishes of a network."""
-    return [(each.preprocessing.mean, each.preprocessing.std) for each in network.weights]
+    names = ("mean", "std", "crop_fraction", "interpolation")
+    return [{name: getattr(each.preprocessing, name) for name in names} for each in network.weights]
 
 
-def _check_workdir(model: Mapping[str, Any], path: Path) -> list[Pixels]:
-    """Returns a workdir's preprocessing; of a file, which does not say, none.
+def _check_workdir(model: Mapping[str, Any], path: Path) -> list[Fields]:
+    """Returns how a workdir scaled pixels; of a file, which does not say, nothing.
 
     Raises:
         InputError: if the workdir is of another network than `model`; names the fields to set.
@@ -134,7 +151,7 @@ def _check_workdir(model: Mapping[str, Any], path: Path) -> list[Pixels]:
         # As it is, since another version's may have other fields.
         stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
         trained, pixels = dict(stored["model"]), stored["preprocess"]
-        preprocessed = [(tuple(pixels["mean"]), tuple(pixels["std"]))]
+        preprocessed = [{name: tuple(pixels[name]) for name in ("mean", "std")}]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     fields = weights.different_fields(model, trained)

@@ -24,7 +24,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mobilenets_jax import builders, checkpoint, data, finetune, imagenet, plots, steps, weights
+from mobilenets_jax import (
+    builders,
+    checkpoint,
+    data,
+    evaluation,
+    finetune,
+    imagenet,
+    plots,
+    steps,
+    weights,
+)
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.augment import evaluation_transform
 from mobilenets_jax.datasets import IMAGE_SUFFIXES
@@ -240,7 +250,7 @@ def trained(
             f"The workdir {workdir} is of another network (model.{difference}): give its config."
         )
     with checkpoint.open_manager(workdir, read_only=True) as manager:
-        step = checkpoint.best_step(manager) if best else None
+        step = evaluation.chosen_step(manager, best)
         state, meta = checkpoint.restore_arrays(manager, step)
     names = imagenet.readable(meta["class_names"])
     step = int(state["step"])
@@ -258,8 +268,8 @@ def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
     """Returns the network of a config with the weights of its `init_from`.
 
     Fields that were not set on the command line become what belongs to the weights: those of
-    `model` that the source settles, and resolution and `preprocess` of the first weights that it
-    publishes of the network.
+    `model` that the source settles, strides too, and resolution and `preprocess` of the first
+    weights that it publishes of the network.
 
     Args:
         config: with `init_from` and `init_source`.
@@ -281,13 +291,12 @@ def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
         )
     whose = f"our {config.model.name}"
     if source != "native":
-        theirs = weights.arguments(source, config.model.name, config.model.alpha)
-        _set_unset(config, overrides, "model", theirs)
+        _set_unset(config, overrides, "model", _their_fields(config, overrides))
         network = finetune.check_network(config.model.to_dict(), source)
         whose = f"{source}'s {network.name}"
         if network.weights:
             how = network.weights[0].preprocessing._asdict()
-            _set_unset(config, overrides, "", {"resolution": how.pop("resolution")})
+            _set_unset(config, overrides, "", {"resolution": how.pop("resolution"), "beta": 1.0})
             _set_unset(config, overrides, "preprocess", how)
         for twin, fields in weights.twins(config.model.to_dict(), network):
             flags = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
@@ -304,6 +313,26 @@ def _check_read(names: Iterable[str]) -> None:
     for name in names:
         if name not in _READ and name.partition(".")[0] not in _READ:
             raise InputError(f"{name} is set but not used: a prediction does not read it.")
+
+
+def _their_fields(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields of `model` for the source's network that is most like what was asked for.
+
+    Asked for are the network's name, its alpha and what was set on the command line.
+    """
+    source, model = config.init_source, config.model.to_dict()
+    asked = {k: v for k, v in model.items() if k in ("name", "alpha") or f"model.{k}" in overrides}
+    found = []
+    for network in weights.published.NETWORKS:
+        if (network.source, network.model) == (source, config.model.name):
+            fields = {**model, "drop_strides": 0, **network.arguments, **asked}
+            _, wrong = weights.nearest_network(fields, source)
+            fields |= {key: value for key, value in wrong.items() if key not in asked}
+            plainness = len(network.arguments), network.name.startswith("tf_")
+            found.append(
+                (len(wrong.keys() & asked), network.alpha != model["alpha"], plainness, fields)
+            )
+    return min(found, key=lambda each: each[:3])[3] if found else {}
 
 
 def _set_unset(
@@ -448,12 +477,13 @@ def document(
     picture: Path | None,
 ) -> dict[str, Any]:
     """Returns what `--json` prints."""
-    names = predictor.class_names
+    names, plain = predictor.class_names, config_lib.plain(predictor.config)
     return {
         **predictor.facts,
         "classes": len(names),
         "resolution": predictor.resolution,
-        "preprocess": config_lib.plain(predictor.config)["preprocess"],
+        "model": {name: value for name, value in plain["model"].items() if value is not None},
+        "preprocess": plain["preprocess"],
         "images": [
             {
                 "file": file,

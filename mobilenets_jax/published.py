@@ -149,15 +149,18 @@ _RA4 = "ra4_e3600_r224_in1k"
 
 
 def _timm() -> tuple[Network, ...]:
-    """Top-1: timm's results-imagenet.csv, at 224 pixels."""
+    """Top-1: timm's results/results-imagenet.csv at 224 pixels, as of commit 0173a139.
+
+    It is older than the "ra4" weights, which it does not list.
+    """
     bicubic, bilinear = _imagenet(0.875, "pillow_bicubic"), _imagenet(0.875, "pillow_bilinear")
     centred, tf = _centred(0.875, "pillow_bicubic"), _centred(0.875, "pillow_bilinear")
 
-    def v1(name: str, alpha: float, top1: float | None, of: Preprocessing, **more: str) -> Network:
-        return _network("timm", name, "mobilenet_v1", alpha, (Weights(_RA4, top1, of),), **more)
+    def v1(name: str, alpha: float, of: Preprocessing, **more: str) -> Network:
+        return _network("timm", name, "mobilenet_v1", alpha, (Weights(_RA4, None, of),), **more)
 
-    def v2(name: str, alpha: float, tag: str, **more: float) -> Network:
-        return _network("timm", name, "mobilenet_v2", alpha, (Weights(tag, None, bicubic),), **more)
+    def v2(name: str, alpha: float, tag: str, top1: float | None, **more: float) -> Network:
+        return _network("timm", name, "mobilenet_v2", alpha, (Weights(tag, top1, bicubic),), **more)
 
     def v3(name: str, model: str, alpha: float, *weights: Weights, **more: Any) -> Network:
         return _network("timm", name, model, alpha, weights, **more)
@@ -167,43 +170,43 @@ def _timm() -> tuple[Network, ...]:
         return _network("timm", name, model, alpha, (Weights("in1k", top1, tf),), **_TF)
 
     return (
-        v1("mobilenetv1_100", 1.0, 75.388, centred),
-        v1("mobilenetv1_100h", 1.0, None, centred, timm_variant="h"),
-        v1("mobilenetv1_125", 1.25, None, _centred(0.9, "pillow_bicubic")),
-        v2("mobilenetv2_035", 0.35, "untrained"),
-        v2("mobilenetv2_050", 0.5, "lamb_in1k"),
-        v2("mobilenetv2_075", 0.75, "untrained"),
-        v2("mobilenetv2_100", 1.0, "ra_in1k"),
-        v2("mobilenetv2_110d", 1.1, "ra_in1k", depth=1.2),
-        v2("mobilenetv2_120d", 1.2, "ra_in1k", depth=1.4),
-        v2("mobilenetv2_140", 1.4, "ra_in1k"),
+        v1("mobilenetv1_100", 1.0, centred),
+        v1("mobilenetv1_100h", 1.0, centred, timm_variant="h"),
+        v1("mobilenetv1_125", 1.25, _centred(0.9, "pillow_bicubic")),
+        v2("mobilenetv2_035", 0.35, "untrained", None),
+        v2("mobilenetv2_050", 0.5, "lamb_in1k", 65.950),
+        v2("mobilenetv2_075", 0.75, "untrained", None),
+        v2("mobilenetv2_100", 1.0, "ra_in1k", 72.976),
+        v2("mobilenetv2_110d", 1.1, "ra_in1k", 75.056, depth=1.2),
+        v2("mobilenetv2_120d", 1.2, "ra_in1k", 77.302, depth=1.4),
+        v2("mobilenetv2_140", 1.4, "ra_in1k", 76.520),
         v3("mobilenetv3_large_075", _LARGE, 0.75, Weights("untrained", None, bilinear)),
         v3(
             "mobilenetv3_large_100",
             _LARGE,
             1.0,
-            Weights("ra_in1k", None, bicubic),
+            Weights("ra_in1k", 75.766, bicubic),
             Weights(_RA4, None, _centred(0.95, "pillow_bicubic")),
-            Weights("miil_in21k_ft_in1k", None, _MIIL),
+            Weights("miil_in21k_ft_in1k", 77.918, _MIIL),
             Weights("miil_in21k", None, _MIIL),
         ),
-        v3("mobilenetv3_small_050", _SMALL, 0.5, Weights("lamb_in1k", None, bicubic)),
-        v3("mobilenetv3_small_075", _SMALL, 0.75, Weights("lamb_in1k", None, bicubic)),
-        v3("mobilenetv3_small_100", _SMALL, 1.0, Weights("lamb_in1k", None, bicubic)),
+        v3("mobilenetv3_small_050", _SMALL, 0.5, Weights("lamb_in1k", 57.910, bicubic)),
+        v3("mobilenetv3_small_075", _SMALL, 0.75, Weights("lamb_in1k", 65.234, bicubic)),
+        v3("mobilenetv3_small_100", _SMALL, 1.0, Weights("lamb_in1k", 67.656, bicubic)),
         v3(
             "mobilenetv3_rw",
             _LARGE,
             1.0,
-            Weights("rmsp_in1k", None, bicubic),
+            Weights("rmsp_in1k", 75.620, bicubic),
             timm_variant="rw",
             bn_epsilon=1e-3,
         ),
-        tf_v3("large_075", _LARGE, 0.75, 73.442),
-        tf_v3("large_100", _LARGE, 1.0, 75.510),
-        tf_v3("large_minimal_100", f"{_LARGE}_minimalistic", 1.0, 72.270),
-        tf_v3("small_075", _SMALL, 0.75, 65.706),
-        tf_v3("small_100", _SMALL, 1.0, 67.922),
-        tf_v3("small_minimal_100", f"{_SMALL}_minimalistic", 1.0, 62.892),
+        tf_v3("large_075", _LARGE, 0.75, 73.432),
+        tf_v3("large_100", _LARGE, 1.0, 75.516),
+        tf_v3("large_minimal_100", f"{_LARGE}_minimalistic", 1.0, 72.258),
+        tf_v3("small_075", _SMALL, 0.75, 65.728),
+        tf_v3("small_100", _SMALL, 1.0, 67.918),
+        tf_v3("small_minimal_100", f"{_SMALL}_minimalistic", 1.0, 62.890),
     )
 
 

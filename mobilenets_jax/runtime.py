@@ -4,18 +4,21 @@ Owns the process's environment. Knows nothing of networks or configs, and must i
 nor NumPy before it is asked to: glibc reads its settings once, when a process starts.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
-# Large arrays from huge pages, and their memory kept when they are freed: otherwise a training step
-# on CPU gets every temporary anew from the kernel, as zeros, which takes up to a third of its time.
-# Needs glibc 2.35, and does nothing elsewhere.
+# Large arrays from huge pages, and their memory kept when they are freed: otherwise every training
+# step on CPU gets its temporaries anew from the kernel, as zeros. Needs glibc 2.35; elsewhere this
+# does nothing.
 _TUNABLES = {
     "glibc.malloc.hugetlb": 1,
     "glibc.malloc.mmap_threshold": 2**40,
     "glibc.malloc.trim_threshold": 2**40,
 }
+
+_RESTARTED = "MOBILENETS_JAX_RESTARTED"
 
 
 def environment() -> dict[str, str]:
@@ -33,22 +36,35 @@ def environment() -> dict[str, str]:
 def restart() -> None:
     """Starts the program anew, in the same process, if its environment lacks `environment()`.
 
-    Only for a program's first line: nothing of the old one is left.
+    Only for a program's first line: nothing of the old one is left. Once at most; and never where
+    the program could not be read again, as from standard input or in a notebook.
     """
-    if missing := environment():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})
+    missing, arguments = environment(), sys.orig_argv[1:]
+    again = (
+        bool(sys.executable) and arguments[:1] not in ([], ["-"]) and "ipykernel" not in sys.modules
+    )
+    if not missing or not again or _RESTARTED in os.environ or hasattr(sys, "ps1"):
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the program runs without it, too
+        os.execve(
+            sys.executable, [sys.executable, *arguments], {**os.environ, **missing, _RESTARTED: "1"}
+        )
 
 
 def configure_jax() -> None:
     """Sets JAX up; only before the first computation.
 
-    Compiled programs are kept between runs, in `JAX_COMPILATION_CACHE_DIR` if that is set, by
-    default in the user's cache folder, `~/.cache/mobilenets_jax`. On CPU a computation runs on the
-    thread that asks for it: memory that other threads free goes back to the kernel.
+    Compiled programs are kept between runs, where JAX is told to keep them
+    (`JAX_COMPILATION_CACHE_DIR`), by default in the user's cache folder,
+    `~/.cache/mobilenets_jax`. On CPU a computation runs on the thread that asks for it: memory that
+    other threads free goes back to the kernel.
     """
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "mobilenets_jax"))
+    if not jax.config.jax_compilation_cache_dir:
+        with contextlib.suppress(RuntimeError):  # a user without a home has no cache
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            jax.config.update("jax_compilation_cache_dir", str(Path(base) / "mobilenets_jax"))
     jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -213,12 +213,17 @@ def load(
     else:
         raise InputError(f"{path} is a directory: give a file of {source}'s weights.")
     if source == "keras":
-        arrays = _named_by_order(arrays, slots)
+        arrays = _named_by_order(path, arrays, slots)
     elif source != "native":
         arrays = _without_counters(arrays, slots)
     _check_names(path, arrays, model, source, slots)
     flat: dict[str, Any] = {}
     classes = _other_classes(arrays, slots, spec.num_classes, source)
+    if classes == 0:
+        raise InputError(
+            f"{path}: its classifier has no classes, so the file is damaged: copy or download it "
+            "again."
+        )
     if classes is not None and not fresh_classifier:
         raise InputError(
             f"{path}: its classifier has {classes:,} classes and this network has "
@@ -234,8 +239,7 @@ def load(
     for slot in slots:
         if slot.ours not in flat:
             array = arrays[slot.theirs]
-            _check_array(path, array, slot)
-            flat[slot.ours] = weights_names.to_ours(array.astype(np.float32), slot, source)
+            flat[slot.ours] = weights_names.to_ours(_checked(path, array, slot), slot, source)
     return unflatten_dict({name: jnp.asarray(flat[name]) for name in needed}, sep="/")
 
 
@@ -325,7 +329,7 @@ def _read_workdir(path: Path, spec: Spec) -> Arrays:
     return {name: np.asarray(a) for name, a in flatten_dict(averaged, sep="/").items()}
 
 
-def _named_by_order(arrays: Arrays, slots: list[Slot]) -> Arrays:
+def _named_by_order(path: Path, arrays: Arrays, slots: list[Slot]) -> Arrays:
     """Names the layers of a Keras file that only counts them by kind, in the network's order."""
     if "conv2d/kernel" not in arrays:
         return arrays
@@ -349,7 +353,7 @@ def _named_by_order(arrays: Arrays, slots: list[Slot]) -> Arrays:
         layer, _, variable = name.rpartition("/")
         return f"{names.get(layer, layer)}/{variable}"
 
-    return {named(name): array for name, array in arrays.items()}
+    return weights_files.unique(path, ((named(name), a) for name, a in arrays.items()))
 
 
 def _without_counters(arrays: Arrays, slots: list[Slot]) -> Arrays:
@@ -417,8 +421,12 @@ def _other_classes(arrays: Arrays, slots: list[Slot], num_classes: int, source: 
     return classes if classes != num_classes else None
 
 
-def _check_array(path: Path, array: np.ndarray, slot: Slot) -> None:
-    """Raises InputError for an array of another shape, or of values that cannot be weights."""
+def _checked(path: Path, array: np.ndarray, slot: Slot) -> np.ndarray:
+    """Returns an array in float32.
+
+    Raises:
+        InputError: it is of another shape, or of values that cannot be weights.
+    """
     name, shape = slot.theirs, slot.their_shape
     if array.shape != shape:
         turned = " (its axes look transposed)" if sorted(array.shape) == sorted(shape) else ""
@@ -428,11 +436,15 @@ def _check_array(path: Path, array: np.ndarray, slot: Slot) -> None:
         )
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{path}: {name} is of {array.dtype} and must be of floating point.")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    # Of float64, large values only become infinite here.
     if not np.isfinite(array).all() or (slot.ours.endswith("/var") and (array < 0).any()):
         raise InputError(
-            f"{path}: {name} holds values that no weights have (not finite, or a negative "
-            "variance), so the file is damaged: copy or download it again."
+            f"{path}: {name} holds values that no weights have (not finite in float32, or a "
+            "negative variance), so the file is damaged: copy or download it again."
         )
+    return array
 
 
 def _check_unfolded(model: MobileNet) -> None:

@@ -15,18 +15,22 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mobilenets_jax.errors import InputError, choose
 
+T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 FORMATS = ("safetensors", "npz", "pth")
 _PYTORCH = (".pth", ".pt", ".bin")
 _SUFFIXES = (".safetensors", ".npz", *_PYTORCH, ".keras", ".h5", ".hdf5")
+# Of all arrays together. The largest published network has 25 MB, and a small file can claim more
+# than the memory holds.
+_MOST_BYTES = 2**30
 # The variables of a layer in the order in which Keras 3 numbers them.
 _VARIABLES = {
     "conv2d": ("kernel", "bias"),
@@ -47,7 +51,8 @@ def read(path: str | Path) -> Arrays:
 
     Raises:
         InputError: there is no such file, it is corrupt, truncated or not what its suffix says, it
-            would run code, or the package that reads it is not installed.
+            would run code, refers to other files, is larger than any network's, has a name twice,
+            or the package that reads it is not installed.
     """
     path = Path(path)
     if not path.exists():
@@ -92,10 +97,37 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def unique(path: Path, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Returns named things as a dict.
+
+    Raises:
+        InputError: two have the same name.
+    """
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InputError(f"{path} is damaged ({name} is there twice): take another file.")
+        found[name] = value
+    return found
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Raises InputError, before anything is inflated, for more bytes than weights have."""
+    if size > _MOST_BYTES:
+        raise InputError(
+            f"{path} holds {size:,} bytes of arrays and a network's weights have at most "
+            f"{_MOST_BYTES:,}: give a file of one network's weights."
+        )
+
+
 def _read_safetensors(path: Path) -> Arrays:
+    import ml_dtypes  # NumPy has no bfloat16 of its own.
     from safetensors.numpy import load_file
 
-    return load_file(path)
+    return {
+        name: array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+        for name, array in load_file(path).items()
+    }
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -104,8 +136,10 @@ def _read_npz(path: Path) -> Arrays:
         file = np.load(opened, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is one array and no archive")
+        with zipfile.ZipFile(opened) as archive:
+            _check_size(path, sum(member.file_size for member in archive.infolist()))
         try:
-            return dict(file)
+            return unique(path, ((name, file[name]) for name in file.files))
         except ValueError as error:
             if "allow_pickle" in str(error):
                 raise _unsafe(path) from error
@@ -123,6 +157,12 @@ def _unsafe(path: Path) -> InputError:
 def _read_pytorch(path: Path) -> Arrays:
     import torch
 
+    # CVE-2025-32434: before, `weights_only` could be made to run code.
+    if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
+        raise InputError(
+            f"Reading {path} with PyTorch {torch.__version__} could run code that the file holds: "
+            "install PyTorch 2.6 or later, or take a .safetensors file."
+        )
     try:
         with warnings.catch_warnings(action="ignore"):  # what it does not support, it raises
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -143,8 +183,10 @@ def _read_pytorch(path: Path) -> Arrays:
         raise InputError(
             f"{path} holds no state dict of tensors: save torch.save(model.state_dict(), path)."
         )
+    _check_size(path, sum(value.nbytes for value in found.values()))
+    # Parameters have gradients, which NumPy has not.
     return {
-        str(name): (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+        str(name): (value.float() if value.dtype is torch.bfloat16 else value).detach().numpy()
         for name, value in found.items()
     }
 
@@ -154,50 +196,73 @@ def _read_keras(path: Path) -> Arrays:
 
     if path.suffix.lower() == ".keras":
         with zipfile.ZipFile(path) as archive:
+            _check_size(path, archive.getinfo("model.weights.h5").file_size)
             # Reading a member checks its CRC-32.
             source: Any = io.BytesIO(archive.read("model.weights.h5"))
     else:
         source = path
-    arrays: Arrays = {}
+    found: list[tuple[str, Any]] = []
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual:
-                raise InputError(f"{path} refers to other files ({name}): take a file of its own.")
+        if not isinstance(item, h5py.Group):
+            pass
         elif name.startswith("optimizer") or "seed_generator" in name:
             pass  # A training's, not the network's.
         elif name.endswith("/vars"):
-            arrays.update(_keras3_layer(name, item))
+            found.extend(_keras3_layer(path, name, item))
         elif len(item.attrs.get("weight_names", ())):
-            arrays.update(_legacy_layer(name, item))
+            found.extend(_legacy_layer(path, name, item))
 
     with h5py.File(source, "r") as file:
-        # Follows no links to other files.
+        # Follows no links.
         file.visititems(visit)
-    return _modern_keras_names(arrays)
+        datasets = unique(path, _modern_keras_names(found))
+        _check_size(path, sum(dataset.nbytes for dataset in datasets.values()))
+        return {name: dataset[()] for name, dataset in datasets.items()}
 
 
-def _keras3_layer(name: str, group: Any) -> Arrays:
+def _dataset(path: Path, group: Any, key: str) -> Any:
+    """A dataset of this file, still to be read: indexing by itself follows links to other files."""
+    import h5py
+
+    item, name = group, f"{group.name}/{key}".lstrip("/")
+    refers = InputError(f"{path} refers to other files ({name}): take a file of its own.")
+    for part in key.split("/"):
+        link = item.get(part, getlink=True)
+        if link is None:
+            raise KeyError(f"no {name}")
+        if not isinstance(link, h5py.HardLink):
+            raise refers
+        item = item[part]
+    if not isinstance(item, h5py.Dataset):
+        raise TypeError(f"{name} is no array")
+    if item.external or item.is_virtual:
+        raise refers
+    return item
+
+
+def _keras3_layer(path: Path, name: str, group: Any) -> list[tuple[str, Any]]:
     """A layer of Keras 3: variables by number, and the layer's name as an attribute since 3.7."""
     made_up = name.split("/")[-2]
     kind = re.sub(r"_\d+$", "", made_up)
     if name.count("/") != 2 or not name.startswith("layers/") or kind not in _VARIABLES:
-        return {f"{name}/{key}": group[key][()] for key in group}
+        return [(f"{name}/{key}", _dataset(path, group, key)) for key in group]
     layer = str(group.attrs.get("name", made_up))
-    return {f"{layer}/{_VARIABLES[kind][int(key)]}": group[key][()] for key in group}
+    return [(f"{layer}/{_VARIABLES[kind][int(key)]}", _dataset(path, group, key)) for key in group]
 
 
-def _legacy_layer(name: str, group: Any) -> Arrays:
+def _legacy_layer(path: Path, name: str, group: Any) -> list[tuple[str, Any]]:
     """A layer of the format before Keras 3: variables by a path that ends in their name."""
-    arrays = {}
+    found = []
     for variable in group.attrs["weight_names"]:
         text = variable.decode() if isinstance(variable, bytes) else str(variable)
         short = text.rpartition("/")[2].partition(":")[0].replace("depthwise_kernel", "kernel")
-        arrays[f"{name.removeprefix('model_weights/')}/{short}"] = group[text][()]
-    return arrays
+        layer = name.removeprefix("model_weights/")
+        found.append((f"{layer}/{short}", _dataset(path, group, text)))
+    return found
 
 
-def _modern_keras_names(arrays: Arrays) -> Arrays:
+def _modern_keras_names(found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Gives layers their names of today; Keras itself loads legacy files by order, not by name."""
 
     def modern(name: str) -> str:
@@ -208,9 +273,9 @@ def _modern_keras_names(arrays: Arrays) -> Arrays:
             layer = "predictions"
         return f"{layer}/{variable}"
 
-    is_v3 = any("/BatchNorm/" in name for name in arrays)
-    is_v2 = "bn_Conv1/gamma" in arrays
-    return {modern(name): array for name, array in arrays.items()}
+    is_v3 = any("/BatchNorm/" in name for name, _ in found)
+    is_v2 = any(name == "bn_Conv1/gamma" for name, _ in found)
+    return [(modern(name), dataset) for name, dataset in found]
 
 
 def write(arrays: Mapping[str, np.ndarray], path: str | Path, format: str) -> None:
@@ -222,8 +287,8 @@ def write(arrays: Mapping[str, np.ndarray], path: str | Path, format: str) -> No
         format: one of `FORMATS`.
 
     Raises:
-        InputError: for an unknown format, a path whose suffix is another format's, a directory
-            that is not there, or "pth" without PyTorch.
+        InputError: for an unknown format, a path whose suffix is another format's or that cannot
+            be written, or "pth" without PyTorch.
     """
     choose("format", format, FORMATS)
     path = Path(path)
@@ -234,18 +299,19 @@ def write(arrays: Mapping[str, np.ndarray], path: str | Path, format: str) -> No
     # Contiguous and its own, as the writers need it.
     contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
     try:
-        if format == "safetensors":
-            from safetensors.numpy import save_file
+        # Opened here for every format: each writer has errors of its own for a path.
+        with partial.open("wb") as file:
+            if format == "safetensors":
+                from safetensors.numpy import save
 
-            # Some readers of PyTorch's insist on this key.
-            save_file(contiguous, partial, metadata={"format": "pt"})
-        elif format == "npz":
-            with partial.open("wb") as file:
+                # Some readers of PyTorch's insist on this key.
+                file.write(save(contiguous, metadata={"format": "pt"}))
+            elif format == "npz":
                 np.savez(file, **contiguous)  # type: ignore[arg-type]
-        else:
-            import torch
+            else:
+                import torch
 
-            torch.save({name: torch.from_numpy(a) for name, a in contiguous.items()}, partial)
+                torch.save({name: torch.from_numpy(a) for name, a in contiguous.items()}, file)
         os.replace(partial, path)
     except ImportError as error:
         raise InputError(
@@ -258,4 +324,5 @@ def write(arrays: Mapping[str, np.ndarray], path: str | Path, format: str) -> No
             "exists and may be written to."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # It never came to be.
+            partial.unlink()

@@ -140,6 +140,39 @@ def test_an_implementation_is_chosen_by_name():
         depthwise_conv(x, kernel, 1, "same", "shfit")
 
 
+def test_kernel_gradient_is_the_same_however_many_images_are_added_first():
+    """One device takes groups of 4 or 8 where the mesh of these tests takes 1 or 2."""
+    assert [depthwise._unroll(n, 1) for n in (1, 4, 8, 12, 16, 24, 30, 32, 128)] == [
+        *(1, 1, 2, 3, 4, 6, 6, 8, 8)
+    ]
+    assert [depthwise._unroll(n, 8) for n in (8, 16, 24, 32, 64)] == [1, 2, 3, 4, 8]
+    for strides in (1, 2):
+        random = np.random.default_rng(strides)
+        sides = (4 * strides + 3, 5)  # of the padded input, and of the output
+        x, g = (random.normal(size=(16, side, side, 3)).astype(np.float32) for side in sides)
+        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))
+        windows = windows[:, ::strides, ::strides]
+        expected = np.einsum("nhwcij,nhwc->ijc", np.float64(windows), np.float64(g))
+        for unroll in (1, 2, 4, 8, 16):
+            got = depthwise._kernel_gradient(x, g, 3, strides, unroll)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding", "message"),
+    [
+        ((3, 3, 4), 1, "SAME", "Unknown padding 'SAME'"),
+        ((3, 3, 1), 1, "same", r"shape \(3, 3, 1\) with strides 1 does not fit 4 channels"),
+        ((2, 2, 4), 1, "same", "with k odd"),
+        ((3, 5, 4), 1, "same", r"give \[k, k, 4\]"),
+        ((3, 3, 4), 3, "same", "strides 1 or 2"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(kernel, strides, padding, message):
+    with pytest.raises(InputError, match=message):
+        depthwise_conv(jnp.ones((1, 8, 8, 4)), jnp.ones(kernel), strides, padding)
+
+
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
 @pytest.mark.parametrize("strides", [1, 2])
 def test_one_pixel(strides, padding):

@@ -210,10 +210,8 @@ def test_a_workdir_gives_its_averaged_weights(monkeypatch, tmp_path, capsys):
     loaded = finetune.load(steps.build(config))
     tiny.assert_same_bits(tiny.named(loaded), tiny.named(averaged))
     assert capsys.readouterr().out.splitlines()[1] == (
-        f"{tmp_path}: these weights were trained with "
-        "--config.preprocess.mean='(127.5,127.5,127.5)' "
+        f"{tmp_path}: to these weights belongs "
         "--config.preprocess.std='(127.5,127.5,127.5)', and this training has "
-        "--config.preprocess.mean='(127.5,127.5,127.5)' "
         "--config.preprocess.std='(255,255,255)': set theirs, unless you mean it."
     )
     config.model.update(alpha=1.0, drop_strides=0, dropout=0.5)
@@ -390,17 +388,28 @@ def test_preprocessing_of_other_weights_is_said(theirs, capsys):
     assert first.endswith("theirs.safetensors, torchvision's mobilenet_v3_small.")
     theirs_flags = (
         "--config.preprocess.mean='(123.675,116.28,103.53)' "
-        "--config.preprocess.std='(58.395,57.12,57.375)'"
+        "--config.preprocess.std='(58.395,57.12,57.375)' "
+        "--config.preprocess.crop_fraction=0.875 --config.preprocess.interpolation=pillow_bilinear"
     )
-    assert f"were trained with {theirs_flags}, and this training has" in second
+    assert f"to these weights belongs {theirs_flags}, and this training has" in second
     config.preprocess.mean = (123.675, 116.28, 103.53)
     config.preprocess.std = (58.395, 57.12, 57.375)
+    config.preprocess.crop_fraction = 0.875
+    finetune.load(steps.build(config))
+    flag = "--config.preprocess.interpolation"
+    _, second = capsys.readouterr().out.splitlines()
+    assert second.endswith(
+        f"to these weights belongs {flag}=pillow_bilinear, and this training has {flag}=bilinear: "
+        "set theirs, unless you mean it."
+    )
+    config.preprocess.interpolation = "pillow_bilinear"
     finetune.load(steps.build(config))
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_networks_that_a_file_cannot_tell_apart_are_said(theirs, capsys):
     config = theirs("timm", "tf_mobilenetv3_small_100")
+    config.preprocess.update(crop_fraction=0.875, interpolation="pillow_bilinear")
     capsys.readouterr()
     finetune.load(steps.build(config))
     first, second = capsys.readouterr().out.splitlines()

@@ -15,6 +15,7 @@ import tiny
 from flax.traverse_util import unflatten_dict
 from PIL import Image
 
+from configs import default
 from mobilenets_jax import (
     augment,
     checkpoint,
@@ -135,6 +136,11 @@ def test_probabilities_are_those_of_the_plain_network(cli, photos, workdir):
         "step": LATEST,
         "classes": 10,
         "resolution": 8,
+        "model": {
+            name: value
+            for name, value in tiny.config().model.to_dict().items()
+            if value is not None
+        },
         "preprocess": {
             "mean": [127.5] * 3,
             "std": [60.0, 70.0, 80.0],
@@ -159,6 +165,23 @@ def test_best_checkpoint_and_preprocessing_as_asked_for(cli, photos):
     assert (result["step"], result["preprocess"]["interpolation"]) == (BEST, "pillow_bicubic")
     files = [photos / "b.jpg"]
     assert_predicted(result["images"], files, expected(files, BEST, interpolation="pillow_bicubic"))
+
+
+@pytest.mark.parametrize("mode", ["predict", "eval"])
+def test_no_best_checkpoint_without_an_accuracy(photos, tmp_path, capsys, mode):
+    config = tiny.config()
+    logs.write_json(tmp_path / "config.json", config_lib.plain(config))
+    state = state_of(tiny.small_model(config, 10), 8, LATEST)
+    meta = {"class_names": CLASSES, "config": config_lib.plain(config)}
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, LATEST, state, meta, None)
+    images = [f"--images={photos}"] if mode == "predict" else []
+    options = (f"--mode={mode}", f"--workdir={tmp_path}", "--checkpoint=best")
+    assert main.main(["main.py", *options, *images]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: No checkpoint in {tmp_path}/checkpoints has an accuracy: use "
+        "--checkpoint=latest.\n"
+    )
 
 
 def test_batches_are_of_one_size_and_in_order(cli, photos, monkeypatch):
@@ -433,6 +456,31 @@ def test_timms_network_and_preprocessing_without_being_told(
         assert [top["class"] for top in answer["top"]] == [names[i] for i in order]
         found = [top["probability"] for top in answer["top"]]
         np.testing.assert_allclose(found, row[order], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "fields", "set_by_source"),
+    [
+        ("timm", "mobilenet_v2", {}, {"padding": "symmetric", "bn_epsilon": 1e-5}),
+        ("timm", "mobilenet_v2", {"drop_strides": 1}, {"bn_epsilon": 1e-5}),
+        ("timm", "mobilenet_v2", {"depth": 1.2, "alpha": 1.1}, {"bn_epsilon": 1e-5}),
+        ("timm", "mobilenet_v3_large", {"timm_variant": "rw"}, {"bn_epsilon": 1e-3}),
+        ("timm", "mobilenet_v3_large", {}, {"bn_epsilon": 1e-5, "timm_variant": None}),
+        ("timm", "mobilenet_v3_large", {"padding": "same"}, {"bn_epsilon": 1e-3}),
+        ("keras", "mobilenet_v1", {}, {"padding": "bottom_right", "bn_epsilon": 1e-3}),
+    ],
+)
+def test_what_is_not_set_becomes_the_sources(source, model, fields, set_by_source, monkeypatch):
+    monkeypatch.setattr(weights, "load", lambda *arguments, **options: {})
+    monkeypatch.setattr(predict, "fold_batch_norm", lambda model, variables: (model, variables))
+    config = default.get_config(f"model={model},dataset=digits")
+    assert config.model.drop_strides
+    config.model.update(se=True, **fields)  # squeeze-and-excite is not asked for
+    config.update(init_from="theirs", init_source=source, beta=0.5)
+    found = predict.published(config, [f"model.{name}" for name in fields]).config
+    expected = {"drop_strides": 0, "se": None, **set_by_source, **fields}
+    assert {name: found.model[name] for name in expected} == expected
+    assert (found.resolution, found.beta) == (224, 1.0)
 
 
 def test_a_file_of_our_own(published, photos, file):

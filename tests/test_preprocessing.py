@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import zlib
 
 import numpy as np
@@ -50,6 +51,13 @@ def test_pixels_are_the_installed_librarys(pictures, key):
     for name, encoded in pictures.items():
         result = preprocessing.compare(encoded, how, reference)
         assert result["max"] < 1e-3, name
+
+
+def test_the_documents_table_is_of_the_stored_results():
+    document = preprocessing.DOCUMENT.read_text(encoding="utf-8")
+    table = document.split(f"{preprocessing.BEGIN}\n")[1].split(preprocessing.END)[0]
+    stored = json.loads(preprocessing.RESULTS.read_text(encoding="utf-8"))
+    assert table == preprocessing.render(stored)
 
 
 def test_turned_is_what_pillow_reads():

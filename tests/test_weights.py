@@ -10,6 +10,7 @@ import pickle
 import re
 import sys
 import tempfile
+import types
 import zipfile
 from pathlib import Path
 
@@ -274,6 +275,16 @@ def test_half_precision_is_widened(tmp_path):
     np.testing.assert_array_equal(got, half["classifier.bias"].astype(np.float32))
 
 
+def test_bfloat16_is_widened(tmp_path):
+    model, state = small()
+    half = {name: a.astype(jnp.bfloat16) if a.ndim else a for name, a in state.items()}
+    save_file(half, tmp_path / "half.safetensors")
+    variables = weights.load(tmp_path / "half.safetensors", model, "timm")
+    got = variables["params"]["classifier"]["bias"]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, half["classifier.bias"].astype(np.float32))
+
+
 def test_classifier_of_other_classes_starts_fresh_and_says_so(saved, capsys):
     model = weights.model_for(*SMALL[:3], 9)
     variables = weights.load(saved, model, "timm", seed=3)
@@ -348,10 +359,15 @@ def test_save_refuses(model, arguments, message, saved, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_save_needs_a_directory(saved, tmp_path):
+@pytest.mark.parametrize("format", ["safetensors", "npz"])
+def test_save_needs_a_directory(format, saved, tmp_path):
     variables = weights.load(saved, small()[0], "timm")
-    with pytest.raises(InputError, match=r"^Cannot write .*: choose a path in a directory"):
-        weights.save(variables, tmp_path / "no" / "out.npz", small()[0], format="npz")
+    (tmp_path / f"taken.{format}").mkdir()
+    for place in ("no", saved.name, "."):  # missing, a file, and where a directory is in the way
+        path = tmp_path / place / f"taken.{format}"
+        with pytest.raises(InputError, match=r"^Cannot write .*: choose a path in a directory"):
+            weights.save(variables, path, small()[0], format=format)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [saved.name, f"taken.{format}"]
 
 
 def test_a_folded_network_is_neither_loaded_nor_saved(saved, tmp_path):
@@ -411,6 +427,14 @@ STEM, BIAS, VAR = STATE["conv_stem.weight"], STATE["classifier.bias"], STATE["bn
         (
             changed(conv_stem__weight=STEM + np.float32(np.inf)),
             "conv_stem.weight holds values that no weights have",
+        ),
+        (
+            changed(conv_stem__weight=np.full(STEM.shape, 1e300)),
+            "conv_stem.weight holds values that no weights have (not finite in float32",
+        ),
+        (
+            changed(classifier__weight=STATE["classifier.weight"][:0], classifier__bias=BIAS[:0]),
+            "its classifier has no classes, so the file is damaged",
         ),
         ({"weight": STEM}, "conv_stem.weight is missing, as are"),
         ({}, "conv_stem.weight is missing, as are"),
@@ -504,6 +528,30 @@ def test_a_package_that_is_not_installed_is_named(package, tmp_path, monkeypatch
     path.write_bytes(b"x")
     with pytest.raises(InputError, match=f"needs the package {package.partition('.')[0]}, which"):
         weights.load(path, small()[0], "timm")
+
+
+@pytest.mark.parametrize("version", ["2.5.1+cu121", "1.13.0"])
+def test_a_pytorch_that_may_run_code_is_refused(version, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=version))
+    path = tmp_path / "file.pth"
+    path.write_bytes(b"x")
+    with pytest.raises(InputError, match=rf"with PyTorch {re.escape(version)} .*: install PyTorch"):
+        weights.load(path, small()[0], "timm")
+
+
+def test_files_larger_than_any_network_are_not_inflated(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_files, "_MOST_BYTES", 10_000)
+    zeros = np.zeros(20_000, np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", a=zeros)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", data=zeros, compression="gzip")
+    with zipfile.ZipFile(tmp_path / "a.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", zeros.tobytes())
+    for suffix in (".npz", ".h5", ".keras"):
+        path = tmp_path / f"a{suffix}"
+        assert path.stat().st_size < 10_000
+        with pytest.raises(InputError, match=r"holds 20,\d+ bytes of arrays and .* at most 10,000"):
+            weights_files.read(path)
 
 
 def test_paths_that_are_no_weights(tmp_path):
@@ -658,6 +706,48 @@ def test_keras_files_cannot_refer_to_others(tmp_path):
         )
     with pytest.raises(InputError, match=r"refers to other files \(layers/conv2d/vars/0\)"):
         weights.load(tmp_path / "refers.h5", small()[0], "timm")
+
+
+@pytest.mark.parametrize("kind", ["external", "soft"])
+@pytest.mark.parametrize("layout", ["modern", "legacy", "legacy directory"])
+def test_keras_files_cannot_link_to_others(layout, kind, tmp_path):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["place/kernel:0"] = np.ones(3)
+    target = "/place" if layout == "legacy directory" else "/place/kernel:0"
+    soft = h5py.SoftLink(target)
+    link = soft if kind == "soft" else h5py.ExternalLink("secret.h5", target)
+    with h5py.File(tmp_path / "links.h5", "w") as file:
+        file["place/kernel:0"] = np.ones(3)
+        if layout == "modern":
+            file["layers/conv2d/vars/0"] = link
+        else:
+            group = file.create_group("conv1")
+            group.attrs["weight_names"] = [b"conv1/kernel:0"]
+            group["conv1" if layout == "legacy directory" else "conv1/kernel:0"] = link
+    with pytest.raises(InputError, match=r"links.h5 refers to other files \((layers|conv1)/conv"):
+        weights_files.read(tmp_path / "links.h5")
+
+
+def test_a_keras_layer_that_is_there_twice_is_named(keras_file, tmp_path):
+    path = keras_file(".weights.h5")
+    with h5py.File(path, "a") as file:
+        file["layers/conv2d_1/vars"].attrs["name"] = file["layers/conv2d/vars"].attrs["name"]
+    with pytest.raises(InputError, match=r"\(conv/kernel is there twice\)"):
+        weights_files.read(path)
+    # Names of today beside those of 2020.
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        for layer in ("Conv/BatchNorm", "Conv_bn", "conv_bn"):
+            file[f"{layer}/gamma:0"] = np.ones(3)
+            file[layer].attrs["weight_names"] = [b"gamma:0"]
+    with pytest.raises(InputError, match=r"\(conv_bn/gamma is there twice\)"):
+        weights_files.read(tmp_path / "old.h5")
+    # The first layer by order beside one of its name.
+    with h5py.File(tmp_path / "order.h5", "w") as file:
+        for layer in ("conv2d", "conv"):
+            file[f"{layer}/kernel:0"] = np.ones(3)
+            file[layer].attrs["weight_names"] = [b"kernel:0"]
+    with pytest.raises(InputError, match=r"\(conv/kernel is there twice\)"):
+        weights.load(tmp_path / "order.h5", keras_small()[2], "keras")
 
 
 def test_a_renamed_keras_layer_is_named(keras_file):

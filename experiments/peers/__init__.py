@@ -133,5 +133,5 @@ def random_weight(kind: str, shape: tuple[int, ...], fan_in: int, rng: Any) -> n
     """
     if kind in ("scale", "var"):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    deviation = (2 / fan_in) ** 0.5 if kind == "kernel" else 0.1
+    deviation = (1.5 / fan_in) ** 0.5 if kind == "kernel" else 0.1
     return (rng.standard_normal(shape) * deviation).astype(np.float32)
