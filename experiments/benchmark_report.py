@@ -336,7 +336,7 @@ def chart(cells: list[dict[str, Any]], path: Path) -> None:
         rows += [
             (device, task, here) for task in _TITLES if any(shown(here, task, m) for m in _MODELS)
         ]
-    figure = Figure(figsize=(13, 0.4 + 2.5 * len(rows)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(14.5, 0.4 + 2.5 * len(rows)), dpi=110, layout="constrained")
     panels = figure.subplots(len(rows), len(_MODELS), squeeze=False)
     for (device, task, here), line in zip(rows, panels, strict=True):
         for model, panel in zip(_MODELS, line, strict=True):

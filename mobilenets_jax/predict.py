@@ -41,6 +41,7 @@ from mobilenets_jax.datasets import IMAGE_SUFFIXES
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import MobileNet
+from mobilenets_jax.published import NETWORKS
 
 TOP = 5  # classes that are named of each image
 BATCH = 32  # images at a time, at most
@@ -323,7 +324,7 @@ def _their_fields(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any
     source, model = config.init_source, config.model.to_dict()
     asked = {k: v for k, v in model.items() if k in ("name", "alpha") or f"model.{k}" in overrides}
     found = []
-    for network in weights.published.NETWORKS:
+    for network in NETWORKS:
         if (network.source, network.model) == (source, config.model.name):
             fields = {**model, "drop_strides": 0, **network.arguments, **asked}
             _, wrong = weights.nearest_network(fields, source)

@@ -63,7 +63,7 @@ def configure_jax() -> None:
     """
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         with contextlib.suppress(RuntimeError):  # a user without a home has no cache
             base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
             jax.config.update("jax_compilation_cache_dir", str(Path(base) / "mobilenets_jax"))
