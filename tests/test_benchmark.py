@@ -23,6 +23,7 @@ def record(seconds, batch=16, **fields):
         "device": "cpu",
         "settings": "",
         "compile_seconds": 8.0,
+        "round_seconds": seconds,
         "bytes_before": 2 << 20,
         "peak_bytes": 3 << 20,
         **benchmark.spread(seconds, batch),
