@@ -89,6 +89,7 @@ def test_killed_then_stopped_then_finished(tmp_path, uninterrupted, environment,
     assert_same_training(workdir, uninterrupted, dataset__data_dir=data_dir)
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps(tmp_path, uninterrupted, environment, data_dir):
     """The long variant of this is marked slow."""
     seed = random.SystemRandom().randrange(10**6)

@@ -620,7 +620,7 @@ def test_keras_files_are_read_without_keras(suffix, keras_file, monkeypatch):
     "key",
     [
         "keras/mobilenet_v1@0.25",
-        "keras/mobilenet_v3_small_minimalistic@1.0",
+        pytest.param("keras/mobilenet_v3_small_minimalistic@1.0", marks=pytest.mark.slow),
         pytest.param("keras/mobilenet_v2@0.35", marks=pytest.mark.slow),
         pytest.param("keras/mobilenet_v3_small@0.75", marks=pytest.mark.slow),
     ],
