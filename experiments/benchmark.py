@@ -7,10 +7,12 @@
 Every contender runs in a process of its own with the same environment, cores and threads. It
 builds, compiles, warms up and waits; then rounds are interleaved, A B C A B C …, and a contender
 that waits does not compute. A cell's results are written when it is finished; the same command
-goes on with the cells that --out lacks. `render` reads experiments/results/benchmark/*.json.
+goes on with the cells that --out lacks. A cell that lacks a contender is measured anew with all of
+its contenders, since only times of the same rounds make a ratio; with --retry also a cell in which
+a contender failed or was not installed. `render` reads experiments/results/benchmark/*.json.
 
-Owns processes, rounds and what is stored; needs Linux. Knows nothing of any library (`peers`) and
-of tables (`benchmark_report`).
+Owns processes, rounds and what is stored; needs Linux. Knows nothing of any library (`peers`), of
+the floor (`benchmark_floor`) and of tables (`benchmark_report`).
 """
 
 import argparse
@@ -23,7 +25,6 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import statistics
 import subprocess
@@ -37,7 +38,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from experiments import benchmark_report, peers
+from experiments import benchmark_report, linux, peers
 from mobilenets_jax import costs, runtime, specs
 from mobilenets_jax.errors import InputError, choose
 
@@ -137,12 +138,12 @@ def work(threads: int) -> None:
                 contender.step()
             answer = {"seconds": (time.perf_counter() - start) / order["run"]}
         elif "machine" in order:
-            from experiments.peers.jax_nets import machine_peaks
+            from experiments.peers.machine import peaks
 
-            answer = machine_peaks(order["machine"])
+            answer = peaks(order["machine"])
         else:
             on_device = contender.peak_bytes
-            answer = {"peak_bytes": on_device() if on_device else _memory("VmHWM")}
+            answer = {"peak_bytes": on_device() if on_device else linux.memory("VmHWM")}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -152,14 +153,14 @@ def _prepare(order: dict[str, Any]) -> tuple[peers.Contender | None, dict[str, A
     cell = (peers.Cell if "task" in order["cell"] else peers.LayerCell)(**order["cell"])
     try:
         build = peers.load(order["build"], cell)
-        before, start = _memory("VmRSS"), time.perf_counter()
+        before, start = linux.memory("VmRSS"), time.perf_counter()
         contender = build(order["build"], cell)
         built = time.perf_counter()
         contender.step()
         compiled = time.perf_counter()
         if contender.outputs:
             np.savez(order["outputs"], **contender.outputs())
-        with_compiler = _memory("VmHWM")
+        with_compiler = linux.memory("VmHWM")
         # What the compiler freed is given back before the steps that warm up.
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
@@ -171,7 +172,7 @@ def _prepare(order: dict[str, Any]) -> tuple[peers.Contender | None, dict[str, A
     except ImportError as error:
         return None, {"left_out": f"not installed ({error})"}
     except peers.Unsupported as error:
-        return None, {"left_out": str(error)}
+        return None, {"left_out": str(error), "unsupported": True}
     except Exception as error:  # One contender's failure is a result, not the end.
         reason = " ".join(str(error).split())[:300]
         return None, {"failed": f"{type(error).__name__}: {reason}"}
@@ -187,19 +188,6 @@ def _prepare(order: dict[str, Any]) -> tuple[peers.Contender | None, dict[str, A
         "bytes_before": before,
         "peak_bytes_with_compiler": with_compiler,
     }
-
-
-def _memory(key: str) -> int:
-    """Returns VmRSS or VmHWM of this process in bytes."""
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
-
-
-def _available() -> int:
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    assert found
-    return int(found[1]) * 1024
 
 
 def measure(
@@ -219,14 +207,15 @@ def measure(
         outputs: folder, to which NAME.npz is written for each contender that has outputs.
 
     Returns:
-        Contender -> what is stored: "left_out" or "failed" with the reason, or what its worker said
+        Contender -> what is stored: "left_out" or "failed" with the reason ("unsupported" if that
+        will not change), or what its worker said
         with `steps_per_round`, `round_seconds` (of a step, by round), `spread` and `peak_bytes`.
     """
     records: dict[str, dict[str, Any]] = {}
     for name, worker in started.items():
         # At rest a contender holds little, and only one at a time compiles or runs.
         peaks = [record.get("peak_bytes_with_compiler", 0) for record in records.values()]
-        if _available() < max(peaks, default=0) + (1 << 30):
+        if linux.available_bytes() < max(peaks, default=0) + (1 << 30):
             records[name] = {"left_out": "not enough memory is left beside the other contenders"}
             continue
         records[name] = worker.ask(
@@ -304,46 +293,6 @@ def _agreements(directory: Path) -> dict[str, Any]:
     ours = dict(np.load(directory / "ours.npz"))
     others = {path.stem: path for path in directory.glob("*.npz") if path.stem != "ours"}
     return {name: agreement(ours, dict(np.load(path))) for name, path in sorted(others.items())}
-
-
-def floor(cell: peers.Cell, machine: dict[str, float]) -> dict[str, float]:
-    """Returns the shortest time that a step can take at the machine's peaks.
-
-    Operations are 2 for a multiply-accumulate, and in training three times that: forward, input
-    gradient, weight gradient. Bytes are those of a program in which everything between two
-    convolutions (BatchNorm, activation, gate, addition, pooling) is fused into them, I, O and W
-    being the bytes of a convolution's input, output and weights, each moved once:
-
-    - inference: I + O + W.
-    - training: forward reads I and W and writes O, before BatchNorm; backward reads the gradient of
-      O, O again for BatchNorm's and the activation's gradients, I for the weight gradient and W for
-      the input gradient, and writes the gradients of I and W: 3 (I + O) + 3 W. SGD with momentum
-      reads parameter, gradient and momentum and writes two of them: 5 W more.
-
-    Squeeze-and-excite moves its weights only: its mean and its product are fused. Activations are
-    in the cell's dtype; weights too in inference, and float32 in training.
-
-    Args:
-        cell: a network.
-        machine: what `peers.jax_nets.machine_peaks` returns.
-
-    Returns:
-        flops and bytes of a step, and seconds: the larger of their times.
-    """
-    spec = specs.table(peers.MODELS[cell.model])
-    training = cell.task == "training"
-    element = 4 if cell.dtype == "float32" else 2
-    flops = moved = 0
-    for layer in costs.layers(spec, cell.resolution):
-        flops += 2 * layer.macs * cell.batch
-        if layer.weights:
-            both = math.prod(layer.input) + math.prod(layer.output)
-            activations = 0 if layer.kind == "se" else both * cell.batch * element
-            weights = layer.weights * (4 if training else element)
-            moved += 3 * activations + 8 * weights if training else activations + weights
-    flops *= 3 if training else 1
-    seconds = max(flops / machine["flops"], moved / machine["copy_bytes"])
-    return {"flops": flops, "bytes": moved, "seconds": seconds}
 
 
 def layer_cells(
@@ -426,10 +375,9 @@ def _circumstances(threads: int) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores",
+        "processor": linux.processor(),
         "versions": versions,
         "environment": environment(threads),
     }
@@ -445,42 +393,69 @@ def _say(cell: NamedTuple, records: dict[str, Any]) -> None:
         print(f"    {name}: {told}", flush=True)
 
 
-def _stored(
+def find(results: dict[str, Any], cell: peers.Cell | peers.LayerCell) -> dict[str, Any] | None:
+    """Returns what is stored of a cell, None if nothing is."""
+    return next((row for row in results["cells"] if row["cell"] == cell._asdict()), None)
+
+
+def missing(row: dict[str, Any] | None, names: Sequence[str], retry: bool) -> list[str]:
+    """Returns the contenders with which a cell is measured (anew), none if it is finished.
+
+    Ours is always among them, and so are all that the cell has.
+
+    Args:
+        row: what is stored of the cell.
+        names: the contenders that are asked for.
+        retry: whether those that failed or were left out count as missing, unless unsupported.
+    """
+    old = row["contenders"] if row else {}
+
+    def lacks(name: str) -> bool:
+        record = old.get(name)
+        again = retry and record and "device" not in record and "unsupported" not in record
+        return record is None or bool(again)
+
+    return list(dict.fromkeys(("ours", *names, *old))) if any(map(lacks, names)) else []
+
+
+def _keep(
     results: dict[str, Any],
     cell: peers.Cell | peers.LayerCell,
     records: dict[str, Any],
     directory: Path,
-) -> dict[str, Any]:
-    """Returns what is stored of a cell: of the latest run, with the outputs in `directory`."""
-    return {
+    machine: dict[str, Any],
+) -> None:
+    """Stores a cell of the latest run in place of an older one, with `directory`'s outputs."""
+    row = find(results, cell)
+    if row is None:
+        results["cells"].append(row := {})
+    row.clear()
+    row |= {
         "cell": cell._asdict(),
         "run": len(results["runs"]) - 1,
         "contenders": records,
         "agreement": _agreements(directory),
+        "machine": machine,
     }
 
 
 def networks(options: argparse.Namespace) -> None:
     """Measures whole networks, and stores each cell."""
-    names = contenders(options.peers)
     results = open_results(options.out, "networks")
     results["runs"].append(_circumstances(options.threads))
-    finished = {tuple(cell["cell"].values()) for cell in results["cells"]}
     sizes = (options.batch, options.resolution, options.dtype, [options.threads])
     for values in itertools.product(options.task, options.models, *sizes):
         cell = peers.Cell(*values)
-        if cell in finished:
+        names = missing(find(results, cell), contenders(options.peers), options.retry)
+        if not names:
             continue
         with (
             tempfile.TemporaryDirectory() as directory,
             workers(names, cell.threads, options.log) as started,
         ):
             records = measure(started, cell, options.rounds, 1.0, Path(directory))
-            stored = _stored(results, cell, records, Path(directory))
-            if "device" in records.get("ours", {}):
-                machine = started["ours"].ask(machine=cell.dtype)
-                stored |= {"machine": machine, "floor": floor(cell, machine)}
-        results["cells"].append(stored)
+            machine = started["ours"].ask(machine=cell.dtype)
+            _keep(results, cell, records, Path(directory), machine)
         _store(results, options.out)
         _say(cell, records)
 
@@ -491,21 +466,23 @@ def layers(options: argparse.Namespace) -> None:
 
     results = open_results(options.out, "layers")
     results["runs"].append(_circumstances(options.threads))
-    finished = {tuple(cell["cell"].values()) for cell in results["cells"]}
-    torch = ("torch NCHW", "torch channels_last")
     named = {
-        "depthwise": ("ours", *(f"ours {name}" for name in IMPLEMENTATIONS), *torch),
-        "pointwise": ("ours", "nn.Conv", *torch),
+        "depthwise": ("ours", *(f"ours {name}" for name in IMPLEMENTATIONS), *peers.LAYERS_TORCH),
+        "pointwise": ("ours", "nn.Conv", *peers.LAYERS_TORCH),
     }
     for kind, names in named.items():
         cells = layer_cells(options.models, options.batch, options.dtype, options.threads)
-        left = [cell for cell in cells if cell.kind == kind and cell not in finished]
-        with workers(names if left else (), options.threads, options.log) as started:
-            for cell in left:
+        todo = {cell: missing(find(results, cell), names, options.retry) for cell in cells}
+        left = {cell: chosen for cell, chosen in todo.items() if chosen and cell.kind == kind}
+        needed = dict.fromkeys(itertools.chain(*left.values()))
+        with workers(list(needed), options.threads, options.log) as started:
+            # Before the others hold memory.
+            machine = started["ours"].ask(machine=options.dtype) if left else {}
+            for cell, chosen in left.items():
+                some = {name: started[name] for name in chosen}
                 with tempfile.TemporaryDirectory() as directory:
-                    records = measure(started, cell, options.rounds, 0.05, Path(directory))
-                    stored = _stored(results, cell, records, Path(directory))
-                results["cells"].append(stored)
+                    records = measure(some, cell, options.rounds, 0.05, Path(directory))
+                    _keep(results, cell, records, Path(directory), machine)
                 _store(results, options.out)
                 _say(cell, records)
 
@@ -539,6 +516,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action.add_argument("--out", type=Path, required=True)
         action.add_argument("--rounds", type=_positive, default=7)
         action.add_argument("--models", nargs="+", default=list(peers.MODELS))
+        action.add_argument("--retry", action="store_true")
         if name == "layers":
             action.add_argument("--batch", type=_positive, default=16)
             action.add_argument("--dtype", choices=DTYPES, default="float32")

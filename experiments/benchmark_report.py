@@ -5,11 +5,13 @@ gives the same text.
 """
 
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import peers
+from experiments.benchmark_floor import Floor, floor
 from mobilenets_jax.errors import InputError
 
 RESULTS = Path(__file__).parent / "results" / "benchmark"
@@ -26,7 +28,9 @@ instead. -->
 
 Measured by `python -m experiments.benchmark networks --out=FILE.json` and
 `python -m experiments.benchmark layers --out=FILE.json`, into `experiments/results/benchmark/`,
-where every round, version and setting is stored. The peers are `pip install -e '.[bench]'`.
+where every round, version and setting is stored. The peers are `pip install -e '.[bench]'`. All
+times of a row are of the same rounds: a peer that is added later is measured together with the
+others anew.
 
 - **Conditions.** Each contender runs in a process of its own, with the same cores, threads and
   environment (ours included: the allocator's setting is given to all). Rounds are interleaved,
@@ -51,10 +55,15 @@ where every round, version and setting is stored. The peers are `pip install -e 
   mark is set back after compilation), and of it what was added since the libraries were loaded:
   PyTorch's are larger than JAX's, whose own start is in what it added. On a GPU the device's.
   **First step** is the time to the end of the first step, with compilation and without any cache.
-- **Of the floor**: the time that the step takes at least, over ours. The floor is the larger of
-  operations over the measured matrix-product peak and bytes over the measured copy bandwidth, for a
-  program that fuses everything between two convolutions (`experiments.benchmark.floor`). The copies
-  are of up to 512 MiB, which a large cache holds: then the bandwidth is the cache's.
+- **Of the floor**: the floor over our time, with what bounds it in brackets. The floor is the
+  larger of the step's operations over the measured peak of matrix products and its bytes over the
+  measured bandwidth of copies, for a program that fuses everything between two convolutions
+  (`experiments/benchmark_floor.py`). Where all of a step's bytes together fit the last cache, the
+  bandwidth is that of copies within it; elsewhere it is main memory's. It is a mark, not what can
+  be reached, as depthwise layers are no matrix products; nor is it a strict bound: where a step as
+  a whole is larger than the cache but what one layer hands to the next is not (on a CPU with a
+  large cache, training with 16 and 32 images), a part of the bytes never leaves the cache, and a
+  program may pass a floor of memory.
 """
 
 
@@ -64,7 +73,7 @@ def load(directory: Path = RESULTS) -> list[dict[str, Any]]:
     Raises:
         InputError: a file is not one that the benchmark wrote.
     """
-    cells = []
+    cells: list[dict[str, Any]] = []
     for path in sorted(directory.glob("*.json")):
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
@@ -83,6 +92,38 @@ def write(root: Path) -> None:
     (root / "docs" / "benchmarks.md").write_text(render(cells), encoding="utf-8")
     if any(cell["kind"] == "networks" for cell in cells):
         chart(cells, root / "docs" / "benchmarks.png")
+
+
+def peaks(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, float]]:
+    """Returns the machine's peaks by device, dtype and threads: the medians over the cells.
+
+    Cells whose bandwidth was measured within the cache only, as once was done, have no say.
+    """
+    found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    for cell in cells:
+        if "cache_bytes" in cell.get("machine", {}):
+            found.setdefault(_place(cell), []).append(cell["machine"])
+    return {
+        place: {key: statistics.median(machine[key] for machine in all_) for key in all_[0]}
+        for place, all_ in found.items()
+    }
+
+
+def _place(cell: dict[str, Any]) -> tuple[str, str, int]:
+    return _device(cell), cell["cell"]["dtype"], cell["cell"]["threads"]
+
+
+def _floor(cell: dict[str, Any], machine: dict[str, float] | None) -> Floor | None:
+    kind = peers.Cell if "task" in cell["cell"] else peers.LayerCell
+    return floor(kind(**cell["cell"]), machine) if machine else None
+
+
+def _of_floor(cell: dict[str, Any], least: Floor | None) -> str:
+    """The part of our time that the floor is, and what bounds it."""
+    ours = _timed(cell).get("ours")
+    if not ours or not least:
+        return "–"
+    return f"{100 * least.seconds / ours['median_seconds']:.0f} % ({least.bound})"
 
 
 def _timed(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -154,22 +195,17 @@ def _difference(cell: dict[str, Any]) -> str:
     return text if equal else f"**{text}: not equal**"
 
 
-def _network_row(cell: dict[str, Any], names: Sequence[str]) -> str:
+def _network_row(cell: dict[str, Any], names: Sequence[str], least: Floor | None) -> str:
     key, timed, torch = cell["cell"], _timed(cell), best_torch(cell)
     ours, peer = timed.get("ours"), timed.get(torch or "")
 
     def pair(value: Callable[[dict[str, Any]], float], digits: int) -> str:
         return " / ".join(f"{value(r):,.{digits}f}" if r else "–" for r in (ours, peer))
 
-    rate, floor = "–", "–"
+    rate = "–"
     if ours:
         low, high = (key["batch"] / seconds for seconds in reversed(ours["quartile_seconds"]))
         rate = f"**{ours['images_per_second']:.1f}** ({low:.1f}–{high:.1f})"
-    if ours and "floor" in cell:
-        seconds = cell["floor"]["seconds"]
-        by_operations = cell["floor"]["flops"] / cell["machine"]["flops"] >= 0.999 * seconds
-        bound = "operations" if by_operations else "bytes"
-        floor = f"{100 * seconds / ours['median_seconds']:.0f} % ({bound})"
     setting = torch.removeprefix("torch ").replace("channels_last", "NHWC") if torch else ""
     return _line(
         _MODELS[key["model"]],
@@ -182,7 +218,7 @@ def _network_row(cell: dict[str, Any], names: Sequence[str]) -> str:
         pair(lambda r: r["peak_bytes"] / 2**20, 0),
         pair(lambda r: (r["peak_bytes"] - r["bytes_before"]) / 2**20, 0),
         pair(lambda r: r["compile_seconds"], 1),
-        floor,
+        _of_floor(cell, least),
         _difference(cell),
     )
 
@@ -191,7 +227,9 @@ def _line(*values: Any) -> str:
     return f"| {' | '.join(str(value) for value in values)} |"
 
 
-def _network_tables(cells: list[dict[str, Any]]) -> list[str]:
+def _network_tables(
+    cells: list[dict[str, Any]], machines: dict[tuple[str, str, int], dict[str, float]]
+) -> list[str]:
     lines: list[str] = []
     models = list(peers.MODELS)
     for task, title in _TITLES.items():
@@ -220,11 +258,15 @@ def _network_tables(cells: list[dict[str, Any]]) -> list[str]:
                     cell["cell"]["batch"],
                 )
             )
-            lines += [_network_row(cell, names) for cell in rows]
+            lines += [
+                _network_row(cell, names, _floor(cell, machines.get(_place(cell)))) for cell in rows
+            ]
     return lines
 
 
-def _layer_tables(cells: list[dict[str, Any]]) -> list[str]:
+def _layer_tables(
+    cells: list[dict[str, Any]], machines: dict[tuple[str, str, int], dict[str, float]]
+) -> list[str]:
     lines: list[str] = []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells:
@@ -236,14 +278,14 @@ def _layer_tables(cells: list[dict[str, Any]]) -> list[str]:
         lines += ["", "### Layers", "", "In each row, the fastest is bold. The largest difference"]
         lines[-1] += f" between a contender's result and ours, norm over norm, is {max(apart):.0e}."
     for (kind, direction, batch, dtype, threads), members in groups.items():
-        names = list(dict.fromkeys(name for cell in members for name in cell["contenders"]))
+        names = list(dict.fromkeys(name for cell in members for name in _timed(cell)))
         lines += [
             "",
             f"#### {kind.capitalize()}, {direction}: milliseconds, batch {batch}, {dtype}, "
             f"{threads} thread{'s' * (threads > 1)}",
             "",
-            _line("layer", *names),
-            _line("---", *("---:" for _ in names)),
+            _line("layer", *names, "floor", "ours, of the floor"),
+            _line("---", *("---:" for _ in (*names, "", ""))),
         ]
         for cell in members:
             key, timed = cell["cell"], _timed(cell)
@@ -258,7 +300,9 @@ def _layer_tables(cells: list[dict[str, Any]]) -> list[str]:
                 seconds = timed.get(name, {}).get("median_seconds")
                 text = "–" if seconds is None else f"{seconds * 1e3:.3g}"
                 values.append(f"**{text}**" if seconds is not None and seconds == best else text)
-            lines.append(_line(layer, *values))
+            least = _floor(cell, machines.get(_place(cell)))
+            bare = f"{least.seconds * 1e3:.3g}" if least else "–"
+            lines.append(_line(layer, *values, bare, _of_floor(cell, least)))
     return lines
 
 
@@ -271,6 +315,21 @@ def _left_out(cells: list[dict[str, Any]]) -> list[str]:
             if reason and reason not in reasons.setdefault(name, []):
                 reasons[name].append(reason)
     return [f"- Not measured: {n}: {'; '.join(r)}." for n, r in sorted(reasons.items()) if r]
+
+
+def told(machine: dict[str, float]) -> str:
+    """Returns a machine's peaks in words, with the memory that the copies ran in."""
+    text = (
+        f"{machine['flops'] / 1e9:,.0f} GFLOP/s; copies in main memory, of an array of "
+        f"{machine['copy_array_bytes'] / 2**20:,.0f} MiB, "
+        f"{machine['copy_bytes'] / 1e9:,.0f} GB/s read and written"
+    )
+    if machine["cache_bytes"]:
+        text += (
+            f"; within the last cache of {machine['cache_bytes'] / 2**20:,.0f} MiB, "
+            f"{machine['cache_copy_bytes'] / 1e9:,.0f} GB/s"
+        )
+    return text + "."
 
 
 def render(cells: list[dict[str, Any]]) -> str:
@@ -294,17 +353,16 @@ def render(cells: list[dict[str, Any]]) -> str:
                 for run in runs
             }
             lines += [f"- {field.capitalize()}: {text}." for text in texts]
-        machines = {cell["cell"]["dtype"]: cell["machine"] for cell in here if "machine" in cell}
-        for dtype, machine in machines.items():
+        machines = peaks(here)
+        for (_, dtype, threads), machine in machines.items():
             lines.append(
-                f"- Peaks, {dtype}: {machine['flops'] / 1e9:,.0f} GFLOP/s, "
-                f"{machine['copy_bytes'] / 1e9:,.0f} GB/s read and written."
+                f"- Peaks, {dtype}, {threads} thread{'s' * (threads > 1)}: {told(machine)}"
             )
         lines += _left_out(here)
         networks = [cell for cell in here if cell["kind"] == "networks"]
         lines += _torch_settings(networks)
-        lines += _network_tables(networks)
-        lines += _layer_tables([cell for cell in here if cell["kind"] == "layers"])
+        lines += _network_tables(networks, machines)
+        lines += _layer_tables([cell for cell in here if cell["kind"] == "layers"], machines)
     return "\n".join(lines) + "\n"
 
 

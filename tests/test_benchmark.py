@@ -8,14 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_report, peers
-from experiments.peers import naive
+from experiments import benchmark, benchmark_report, linux, peers
+from experiments.benchmark_floor import floor, layer_work, network_work
+from experiments.peers import machine, naive
 from experiments.peers.jax_nets import random_variables
 from mobilenets_jax import create_model
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.model import MobileNet
 
 CELL = peers.Cell("training", "v2", 16, 224, "float32", 2)
+LAYER = peers.LayerCell("depthwise", "forward", 14, 512, 512, 3, 2, 16, "float32", 2)
+MACHINE = {
+    "flops": 1e11,
+    "copy_bytes": 1e10,
+    "copy_array_bytes": 4 << 20,
+    "cache_bytes": 1 << 20,
+    "cache_copy_bytes": 4e10,
+}
 
 
 def record(seconds, batch=16, **fields):
@@ -50,8 +59,7 @@ def stored(**fields):
             "keras": {"left_out": "not installed (No module named 'keras')"},
         },
         "agreement": {"naive": {"loss": {"norm": 1e-7}, "gradient": {"norm": 2e-5}}},
-        "machine": {"flops": 1e11, "copy_bytes": 1e10},
-        "floor": {"flops": 2e10, "bytes": 1e9, "seconds": 0.2},
+        "machine": MACHINE,
         **fields,
     }
 
@@ -70,22 +78,60 @@ def test_spread():
     assert benchmark.spread([0.5], 2)["quartile_seconds"] == [0.5, 0.5]
 
 
-def test_floor_is_the_larger_of_operations_and_bytes():
+def test_work_of_a_network():
     # V1's Table 4: 568,740,352 MACs and, bias and BatchNorm left out, 4,209,088 weights.
-    machine = {"flops": 1e11, "copy_bytes": 1e30}
     cell = CELL._replace(model="v1", task="inference", batch=1)
-    one = benchmark.floor(cell, machine)
-    assert one["flops"] == 2 * 568_740_352
-    assert one["seconds"] == one["flops"] / 1e11
-    eight = benchmark.floor(cell._replace(batch=8), {"flops": 1e30, "copy_bytes": 1e10})
-    activations = (eight["bytes"] - one["bytes"]) / 7
-    assert one["bytes"] - activations == 4 * 4_209_088
-    assert eight["seconds"] == eight["bytes"] / 1e10
-    training = benchmark.floor(cell._replace(task="training"), machine)
-    assert training["flops"] == 3 * one["flops"]
-    assert training["bytes"] == 3 * activations + 8 * 4 * 4_209_088
-    half = benchmark.floor(cell._replace(dtype="bfloat16"), machine)
-    assert 2 * half["bytes"] == one["bytes"]
+    flops, one = network_work(cell)
+    assert flops == 2 * 568_740_352
+    activations = (network_work(cell._replace(batch=8))[1] - one) // 7
+    assert one - activations == 4 * 4_209_088
+    training = network_work(cell._replace(task="training"))
+    assert training == (3 * flops, 3 * activations + 8 * 4 * 4_209_088)
+    assert 2 * network_work(cell._replace(dtype="bfloat16"))[1] == one
+
+
+def test_work_of_a_layer():
+    activations = 16 * (14 * 14 + 7 * 7) * 512
+    for direction in ("forward", "input gradient", "weight gradient"):
+        cell = LAYER._replace(direction=direction)
+        assert layer_work(cell) == (2 * 16 * 49 * 9 * 512, 4 * (activations + 9 * 512))
+    pointwise = LAYER._replace(kind="pointwise", kernel=1, strides=1, out=24, dtype="bfloat16")
+    moved = 2 * (16 * 196 * (512 + 24) + 512 * 24)
+    assert layer_work(pointwise) == (2 * 16 * 196 * 512 * 24, moved)
+
+
+def test_floor_is_the_larger_of_operations_and_bytes():
+    flops, moved = layer_work(LAYER)
+    for peaks, seconds, bound in (
+        ({"flops": 1e3}, flops / 1e3, "operations"),
+        ({"flops": 1e30}, moved / 1e10, "memory"),
+        ({"flops": 1e30, "cache_bytes": moved}, moved / 4e10, "cache"),
+        ({"flops": 1e30, "cache_bytes": 0, "cache_copy_bytes": 0.0}, moved / 1e10, "memory"),
+    ):
+        assert floor(LAYER, MACHINE | peaks) == (flops, moved, seconds, bound)
+    assert floor(CELL, MACHINE)[:2] == network_work(CELL)
+
+
+def test_cache_is_the_largest_that_the_system_tells(tmp_path):
+    assert linux.cache_bytes(tmp_path) == 0
+    for name, size in (("index0", "48K"), ("index2", "2048K"), ("index3", "491520K\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(size)
+    assert linux.cache_bytes(tmp_path) == 480 << 20
+
+
+@pytest.mark.parametrize(
+    ("cache", "available", "large", "small"),
+    [
+        (480, 20_000, 1920, [240, 120, 60, 30, 7.5, 1.875]),
+        (480, 2_000, 1000, [240, 120, 60, 30, 7.5, 1.875]),
+        (8, 20_000, 1024, [4, 2, 1]),
+        (0, 20_000, 1024, []),
+    ],
+)
+def test_copies_of_main_memory_are_larger_than_the_cache(cache, available, large, small):
+    found = machine.copy_sizes(cache << 20, available << 20)
+    assert found == (large << 20, [int(size * (1 << 20)) for size in small])
 
 
 def test_agreement():
@@ -123,9 +169,43 @@ def test_table_row():
         "3 / 3",
         "1 / 1",
         "8.0 / 0.2",
-        "40 % (operations)",
+        "58 % (operations)",
         "2e-05 / 1e-07",
     ]
+
+
+def test_peaks_are_the_medians_of_cells_that_measured_main_memory():
+    once = stored(machine={"flops": 1e9, "copy_bytes": 1e9})
+    others = [stored(machine=MACHINE | {"flops": flops}) for flops in (3e11, 4e11, 9e11)]
+    half = stored(cell=CELL._replace(dtype="bfloat16")._asdict())
+    assert benchmark_report.peaks([once, *others, half]) == {
+        ("Some CPU, 2 cores", "float32", 2): MACHINE | {"flops": 4e11},
+        ("Some CPU, 2 cores", "bfloat16", 2): MACHINE,
+    }
+    text = benchmark_report.render([once, *others])
+    assert (
+        "- Peaks, float32, 2 threads: 400 GFLOP/s; copies in main memory, of an array of 4 MiB, "
+        "10 GB/s read and written; within the last cache of 1 MiB, 40 GB/s.\n"
+    ) in text
+    text = benchmark_report.render([once])
+    assert "Peaks" not in text
+    assert text.splitlines()[-1].endswith("| – | 2e-05 / 1e-07 |")
+
+
+def test_layers_row():
+    seconds = {"ours": 0.004, "nn.Conv": 0.008}
+    cell = stored(
+        kind="layers",
+        cell=LAYER._asdict(),
+        contenders={name: record([value]) for name, value in seconds.items()},
+        agreement={"nn.Conv": {"result": {"norm": 3e-7}}},
+    )
+    text = benchmark_report.render([cell])
+    assert "difference between a contender's result and ours, norm over norm, is 3e-07." in text
+    heading, _, row = text.splitlines()[-3:]
+    assert heading == "| layer | ours | nn.Conv | floor | ours, of the floor |"
+    # 8,047,616 bytes at 10 GB/s.
+    assert row == "| 14×14×512, 3×3 s2 | **4** | 8 | 0.805 | 20 % (memory) |"
 
 
 def test_table_says_what_is_missing_or_wrong():
@@ -183,6 +263,28 @@ def test_bad_arguments(arguments, message):
 def test_peers_are_chosen_by_library_or_setting():
     assert benchmark.contenders(["torch", "ours"]) == ["ours", *peers.TORCH]
     assert benchmark.contenders(["torch eager NCHW"]) == ["torch eager NCHW"]
+
+
+def test_a_cell_without_a_contender_is_measured_anew_with_all():
+    assert benchmark.missing(None, ["naive", "keras"], False) == ["ours", "naive", "keras"]
+    row = stored()
+    for record in row["contenders"].values():
+        if "quartile_seconds" in record:
+            assert "device" in record
+    assert benchmark.missing(row, ["ours", "torch compiled NCHW", "keras"], False) == []
+    assert benchmark.missing(row, ["naive", "litert"], False) == [
+        *("ours", "naive", "litert", "torch eager NCHW", "torch eager channels_last"),
+        *("torch compiled NCHW", "keras"),
+    ]
+
+
+def test_what_failed_is_retried_when_asked():
+    row = stored()
+    assert benchmark.missing(row, ["ours", "naive"], True) == []
+    for name in ("torch compiled NCHW", "keras"):
+        assert set(benchmark.missing(row, [name], True)) == set(row["contenders"])
+    row["contenders"]["keras"]["unsupported"] = True
+    assert benchmark.missing(row, ["keras"], True) == []
 
 
 def test_other_files_are_not_overwritten(tmp_path):
@@ -248,7 +350,31 @@ def test_two_contenders_are_measured_and_stored(tmp_path):
         measured = cell["contenders"][name]
         assert len(measured["round_seconds"]) == 2
         assert measured["bytes_before"] < measured["peak_bytes"]
-    assert cell["floor"]["seconds"] > 0
+    assert cell["machine"]["flops"] > 0
+    assert cell["machine"]["copy_bytes"] > 0
     # Finished cells are not measured again.
     benchmark.networks(options)
     assert out.read_text() == first
+    # A new contender comes with a new measurement of the others, in the place of the old one.
+    options.peers = ["torch eager NCHW"]
+    benchmark.networks(options)
+    again = json.loads(out.read_text())
+    (cell,) = again["cells"]
+    assert list(cell["contenders"]) == ["ours", "torch eager NCHW", "naive"]
+    assert (cell["run"], len(again["runs"])) == (1, 2)
+    assert json.loads(first)["cells"][0]["contenders"]["ours"] != cell["contenders"]["ours"]
+
+
+@pytest.mark.slow
+def test_layers_are_measured_and_stored(tmp_path, monkeypatch):
+    out = tmp_path / "results.json"
+    some = [LAYER._replace(batch=2), LAYER._replace(batch=2, kind="pointwise", kernel=1, strides=1)]
+    monkeypatch.setattr(benchmark, "layer_cells", lambda *_: [c._replace(threads=1) for c in some])
+    benchmark.layers(benchmark.parse(f"layers --out={out} --rounds 2 --threads 1".split()))
+    depthwise, pointwise = json.loads(out.read_text())["cells"]
+    for cell in depthwise, pointwise:
+        assert cell["machine"]["cache_bytes"] == linux.cache_bytes()
+        for measured in cell["agreement"].values():
+            assert measured["result"]["norm"] < 1e-5
+    assert {"ours", "ours lax", "ours shift"} <= depthwise["agreement"].keys() | {"ours"}
+    assert {"ours", "nn.Conv"} <= pointwise["contenders"].keys()

@@ -17,6 +17,8 @@ MODELS = {
     "v3_small": "mobilenet_v3_small",
 }
 TORCH = tuple(f"torch {m} {f}" for m in ("eager", "compiled") for f in ("NCHW", "channels_last"))
+# Of single layers. Compiled, a forward pass has its kernel packed; a gradient is the same call.
+LAYERS_TORCH = (*TORCH[:2], TORCH[3])
 # Contender -> module. The first word names the library.
 CONTENDERS = {
     "ours": "jax_nets",

@@ -1,12 +1,10 @@
 """Our networks and their naive Flax twins, with the same weights.
 
-Owns their training and inference steps, and this machine's peaks as JAX reaches them. The step is
-written once: the two differ in the module and in the layout of its variables.
+Owns their training and inference steps. The step is written once: the two differ in the module and
+in the layout of its variables.
 """
 
 import functools
-import time
-from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -131,42 +129,3 @@ def _training(model: Any, variables: Any, images: Any, labels: Any) -> Any:
         }
 
     return step, outputs
-
-
-def _best_rate(run: Callable[[], Any], amount: float, repeats: int = 5) -> tuple[float, float]:
-    """Returns the highest amount per second over a few runs, and the shortest time."""
-    run().block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run().block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return amount / min(seconds), min(seconds)
-
-
-def machine_peaks(dtype: str) -> dict[str, float]:
-    """Measures what this device reaches: the highest of a few sizes.
-
-    Returns:
-        flops: floating-point operations per second of a square matrix product in `dtype`.
-        copy_bytes: bytes read and written per second of an in-place scaling of float32, 64 MiB to
-            512 MiB: no fresh memory is touched, so nothing that allocates its output is faster.
-    """
-    flops, copies = [], []
-    multiply = jax.jit(jnp.matmul)
-    for size in (512, 1024, 2048, 4096, 8192, 16384):
-        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        rate, seconds = _best_rate(lambda a=a: multiply(a, a), 2 * size**3)
-        flops.append(rate)
-        if seconds > 0.05:
-            break
-    scale = jax.jit(lambda x: x * 1.0001, donate_argnums=0)
-    for mebibytes in (64, 128, 256, 512):
-        held = [jnp.ones((mebibytes << 18,), jnp.float32)]
-
-        def run(held: list[Any] = held) -> Any:
-            held[0] = scale(held[0])
-            return held[0]
-
-        copies.append(_best_rate(run, 2 * (mebibytes << 20))[0])
-    return {"flops": max(flops), "copy_bytes": max(copies)}

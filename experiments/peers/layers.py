@@ -14,7 +14,7 @@ SAMPLE = 1000  # Values of a result that are compared.
 
 
 def build(name: str, cell: peers.LayerCell) -> peers.Contender:
-    """Builds "ours", "ours IMPLEMENTATION", "nn.Conv", "torch NCHW" or "torch channels_last"."""
+    """Builds "ours", "ours IMPLEMENTATION", "nn.Conv" or one of `peers.LAYERS_TORCH`."""
     rng = np.random.default_rng(0)
     k, fan_in = cell.kernel, cell.kernel**2
     shape: tuple[int, ...] = (k, k, cell.channels)
@@ -79,7 +79,9 @@ def _torch(name: str, cell: peers.LayerCell, x: Any, kernel: Any, g: Any) -> pee
 
     torch.set_num_threads(cell.threads)
     on_gpu = torch.cuda.is_available()
-    layout = name.split()[1]
+    _, mode, layout = name.split()
+    if mode == "compiled" and cell.direction != "forward":
+        raise peers.Unsupported("the compiled gradient is the same call as the eager one")
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     kernel = kernel.reshape(cell.kernel, cell.kernel, -1, cell.out).transpose(3, 2, 0, 1)
     x, kernel, g = (
@@ -90,11 +92,19 @@ def _torch(name: str, cell: peers.LayerCell, x: Any, kernel: Any, g: Any) -> pee
     )
     strides, pads = [cell.strides] * 2, [(cell.kernel - 1) // 2] * 2
     groups = cell.channels if cell.kind == "depthwise" else 1
+    layer = torch.nn.Conv2d(
+        cell.channels, cell.out, cell.kernel, cell.strides, pads[0], groups=groups, bias=False
+    )
+    layer.weight = torch.nn.Parameter(kernel, requires_grad=False)
+    if mode == "compiled":
+        torch._dynamo.reset()  # of the layers before
+        torch._inductor.config.freezing = True
+        layer = torch.compile(layer.eval())
 
     def run() -> Any:
         with torch.inference_mode():
             if cell.direction == "forward":
-                return torch.nn.functional.conv2d(x, kernel, None, strides, pads, groups=groups)
+                return layer(x)
             mask = [cell.direction == "input gradient", cell.direction == "weight gradient", False]
             return torch.ops.aten.convolution_backward(
                 g, x, kernel, None, strides, pads, [1, 1], False, [0, 0], groups, mask
@@ -110,4 +120,4 @@ def _torch(name: str, cell: peers.LayerCell, x: Any, kernel: Any, g: Any) -> pee
         return _sample(run().float().cpu().permute(*axes).contiguous().numpy())
 
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    return peers.Contender(step, device, f"eager, {layout}", outputs)
+    return peers.Contender(step, device, f"{mode}, {layout}", outputs)

@@ -1,0 +1,43 @@
+"""What Linux tells of this machine and of this process.
+
+Owns the reading of /proc and /sys.
+"""
+
+import os
+import platform
+import re
+from pathlib import Path
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def memory(key: str) -> int:
+    """Returns VmRSS or VmHWM of this process in bytes."""
+    return _kilobytes(Path("/proc/self/status"), key)
+
+
+def available_bytes() -> int:
+    """Returns the memory that programs may still take without swapping."""
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _kilobytes(path: Path, key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", path.read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def cache_bytes(caches: Path = CACHES) -> int:
+    """Returns the size of the largest cache that the first processor uses, 0 if none is told."""
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found = [0]
+    for path in caches.glob("index*/size"):
+        if size := re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip()):
+            found.append(int(size[1]) * units[size[2]])
+    return max(found)
+
+
+def processor() -> str:
+    """Returns the processor's name and the number of its cores."""
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
