@@ -72,8 +72,10 @@ class Worker(NamedTuple):
 
 
 @contextmanager
-def workers(names: Sequence[str], threads: int, log: Path) -> Iterator[dict[str, Worker]]:
-    """Starts a process for each contender, and ends them."""
+def workers(
+    names: Sequence[str], threads: int, log: Path, **variables: str
+) -> Iterator[dict[str, Worker]]:
+    """Starts a process for each contender, with more environment variables, and ends them."""
     started: dict[str, Worker] = {}
     with log.open("a") as errors:
         try:
@@ -90,7 +92,7 @@ def workers(names: Sequence[str], threads: int, log: Path) -> Iterator[dict[str,
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     cwd=ROOT,
-                    env={**os.environ, **environment(threads)},
+                    env={**os.environ, **environment(threads), **variables},
                     text=True,
                 )
                 started[name] = Worker(process)
@@ -393,6 +395,26 @@ def _say(cell: NamedTuple, records: dict[str, Any]) -> None:
         print(f"    {name}: {told}", flush=True)
 
 
+def exactness(model: str, threads: int, log: Path) -> dict[str, Any]:
+    """Returns how far the twin's first training step is from ours in float64, as `agreement`.
+
+    Rounding, which hides differences of the gradient in float32, is out of the way here. Or
+    "failed" with the reason.
+    """
+    cell = peers.Cell("training", model, 2, 64, "float64", threads)
+    names = ("ours", "naive")
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        workers(names, threads, log, JAX_ENABLE_X64="true") as started,
+    ):
+        for name in names:
+            path = str(Path(directory, f"{name}.npz"))
+            answer = started[name].ask(build=name, cell=cell._asdict(), warm_up=0, outputs=path)
+            if "device" not in answer:
+                return {"failed": f"{name}: {answer}"}
+        return _agreements(Path(directory))["naive"]
+
+
 def find(results: dict[str, Any], cell: peers.Cell | peers.LayerCell) -> dict[str, Any] | None:
     """Returns what is stored of a cell, None if nothing is."""
     return next((row for row in results["cells"] if row["cell"] == cell._asdict()), None)
@@ -424,8 +446,8 @@ def _keep(
     records: dict[str, Any],
     directory: Path,
     machine: dict[str, Any],
-) -> None:
-    """Stores a cell of the latest run in place of an older one, with `directory`'s outputs."""
+) -> dict[str, Any]:
+    """Puts a cell of the latest run in place of an older one, with `directory`'s outputs."""
     row = find(results, cell)
     if row is None:
         results["cells"].append(row := {})
@@ -437,12 +459,14 @@ def _keep(
         "agreement": _agreements(directory),
         "machine": machine,
     }
+    return row
 
 
 def networks(options: argparse.Namespace) -> None:
     """Measures whole networks, and stores each cell."""
     results = open_results(options.out, "networks")
     results["runs"].append(_circumstances(options.threads))
+    exact: dict[str, dict[str, Any]] = {}
     sizes = (options.batch, options.resolution, options.dtype, [options.threads])
     for values in itertools.product(options.task, options.models, *sizes):
         cell = peers.Cell(*values)
@@ -455,7 +479,11 @@ def networks(options: argparse.Namespace) -> None:
         ):
             records = measure(started, cell, options.rounds, 1.0, Path(directory))
             machine = started["ours"].ask(machine=cell.dtype)
-            _keep(results, cell, records, Path(directory), machine)
+            row = _keep(results, cell, records, Path(directory), machine)
+        if cell.task == "training":
+            if cell.model not in exact:
+                exact[cell.model] = exactness(cell.model, cell.threads, options.log)
+            row["float64"] = exact[cell.model]
         _store(results, options.out)
         _say(cell, records)
 

@@ -212,11 +212,20 @@ def test_table_says_what_is_missing_or_wrong():
     for agreement, shown in (
         ({"loss": float("nan"), "gradient": 0.1}, "1e-01 / nan"),
         ({"loss": 1e-7, "gradient": 0.1}, "1e-01 / 1e-07"),
+        ({"loss": 1e-7, "batch_stats": float("nan"), "gradient": 1e-5}, "1e-05 / nan"),
         ({"logits": 1e-3}, "1e-03"),
     ):
         naive_agreement = {"naive": {name: {"norm": n} for name, n in agreement.items()}}
         text = benchmark_report.render([stored(agreement=naive_agreement)])
         assert f"**{shown}: not equal**" in text
+    for float64, shown in (
+        ({"loss": {"norm": 0.0}, "gradient": {"norm": 3e-13}}, "| 2e-05 / 1e-07; 3e-13 |"),
+        ({"loss": {"norm": 0.0}, "gradient": {"norm": 2e-10}}, "; 2e-10: not equal** |"),
+        ({"loss": {"norm": float("nan")}}, "; nan: not equal** |"),
+        ({"failed": "no memory"}, "; nan: not equal** |"),
+    ):
+        assert benchmark_report.render([stored(float64=float64)]).splitlines()[-1].endswith(shown)
+    text = benchmark_report.render([stored()])
     assert "Not measured on GPU" in text
     assert "- Not measured: torch compiled NCHW: RuntimeError: no compiler." in text
     measured = "eager NCHW, eager channels_last: training, 224 px, batch 16."
@@ -378,3 +387,10 @@ def test_layers_are_measured_and_stored(tmp_path, monkeypatch):
             assert measured["result"]["norm"] < 1e-5
     assert {"ours", "ours lax", "ours shift"} <= depthwise["agreement"].keys() | {"ours"}
     assert {"ours", "nn.Conv"} <= pointwise["contenders"].keys()
+
+
+@pytest.mark.slow
+def test_twin_is_exact_in_float64(tmp_path):
+    found = benchmark.exactness("v3_small", 1, tmp_path / "log")
+    assert found.keys() == {"loss", "gradient", "batch_stats"}
+    assert all(group["norm"] < 1e-12 for group in found.values())

@@ -40,7 +40,8 @@ class Cell(NamedTuple):
         model: a key of `MODELS`.
         batch: images in a step.
         resolution: side of the images in pixels.
-        dtype: "float32" or "bfloat16", of the computation.
+        dtype: "float32" or "bfloat16", of the computation; "float64" for our own networks and
+            their twins, where JAX has it switched on.
         threads: processor cores, and threads that compute.
     """
 

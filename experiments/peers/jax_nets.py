@@ -36,9 +36,14 @@ def random_variables(model: Any) -> dict[str, Any]:
 
 
 def network(name: str, cell: peers.Cell) -> tuple[Any, dict[str, Any]]:
-    """Returns the module and its variables; "ours" has BatchNorm folded for inference."""
+    """Returns the module and its variables; "ours" has BatchNorm folded for inference.
+
+    The variables are float32, or float64 in a cell of that.
+    """
     model = create_model(peers.MODELS[cell.model], peers.CLASSES, dtype=cell.dtype)
     variables = random_variables(model)
+    if cell.dtype == "float64":
+        variables = jax.tree.map(np.float64, variables)
     if name == "naive":
         return NaiveNet(model.spec, model.dtype), to_naive(variables)
     if cell.task == "inference":
@@ -70,8 +75,7 @@ def _named(group: str, tree: Any) -> dict[str, np.ndarray]:
     """Copies a tree's leaves, by names that our networks and their twins share."""
     flat = flax.traverse_util.flatten_dict({group: flax.core.unfreeze(tree)}, sep="/")
     return {
-        path.replace("conv/kernel", "kernel"): np.array(leaf, np.float32).ravel()
-        for path, leaf in flat.items()
+        path.replace("conv/kernel", "kernel"): np.array(leaf).ravel() for path, leaf in flat.items()
     }
 
 
