@@ -27,7 +27,7 @@ def fold_batch_norm(model: MobileNet, variables: Mapping[str, Any]) -> tuple[Mob
 
     Returns:
         The network, for inference alone, and `{"params": …}` of the given dtypes; JAX's arrays for
-        JAX's, NumPy's for NumPy's.
+        JAX's, placed as those are, NumPy's for NumPy's.
 
     Raises:
         InputError: if the network is folded already.
@@ -50,10 +50,18 @@ def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float) -
     arrays = (params["bn"]["scale"], params["bn"]["bias"], stats["bn"]["mean"], stats["bn"]["var"])
     scale, bias, mean, var = (np.asarray(array, np.float64) for array in arrays)
     multiplier = scale / np.sqrt(var + epsilon)
-    folded = {
+    return {
         # Every kernel has its output channels last.
-        "kernel": (kernel * multiplier).astype(kernel.dtype),
-        "bias": (bias - mean * multiplier).astype(kernel.dtype),
+        "kernel": _like((kernel * multiplier).astype(kernel.dtype), params["kernel"]),
+        "bias": _like((bias - mean * multiplier).astype(kernel.dtype), params["bn"]["bias"]),
     }
-    # NumPy arrays would be copied to the device by every call.
-    return jax.device_put(folded) if isinstance(params["kernel"], jax.Array) else folded
+
+
+def _like(value: np.ndarray, array: Any) -> Any:
+    """Returns a value as the kind of array that another is, placed as that is.
+
+    What is not on the device, or not where its partners are, would be copied by every call.
+    """
+    if not isinstance(array, jax.Array):
+        return value
+    return jax.device_put(value, array.sharding if array.committed else None)

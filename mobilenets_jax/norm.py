@@ -28,8 +28,10 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         activation: elementwise.
 
-    Statistics and parameters are float32 (float64 for a float64 input); the output has the input's
-    dtype. In a `jit` over a mesh the statistics are those of the global batch.
+    Parameters and running statistics are initialised in float32, whatever the input; float64 ones
+    may be given. The batch's statistics are float32, of a float64 input float64, and then so are
+    the running ones that come of them. The output has the input's dtype. In a `jit` over a mesh the
+    statistics are those of the global batch.
     """
 
     momentum: float

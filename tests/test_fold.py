@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.fold import fold_batch_norm
@@ -202,6 +203,40 @@ def test_arrays_of_jax_stay_on_the_device_and_numpys_off_it():
     for put, kind in ((jax.device_put, jax.Array), (lambda tree: tree, np.ndarray)):
         _, folded = fold_batch_norm(MobileNet(TINY), put(variables))
         assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(folded))
+
+
+def test_arrays_are_placed_as_the_given_ones():
+    """Replicated on a mesh, as after training; split over the channels; on one device; anywhere."""
+    model = MobileNet(TINY)
+    variables = single(reference.random_variables(model))
+    mesh = Mesh(jax.devices()[:2], ("devices",))
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def split(leaf):
+        axes = [None] * (leaf.ndim - 1) + [None if leaf.shape[-1] % 2 else "devices"]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    _, expected = fold_batch_norm(model, variables)
+    for sharding in (
+        lambda leaf: replicated,
+        split,
+        lambda leaf: SingleDeviceSharding(jax.devices()[1]),
+        lambda leaf: None,
+    ):
+        given = jax.tree.map(lambda leaf, of=sharding: jax.device_put(leaf, of(leaf)), variables)
+        folded_model, folded = fold_batch_norm(model, given)
+        jax.tree.map(np.testing.assert_array_equal, folded, expected)
+        before = by_path({"params": given["params"]})
+        for path, leaf in by_path(folded).items():
+            its = before.get(path, before.get(path.replace("/bias", "/bn/bias")))
+            assert leaf.sharding == its.sharding
+            assert leaf.committed == its.committed
+    # On a mesh it runs without moving a weight, each device with its images.
+    x = jax.device_put(np.float32(images()), NamedSharding(mesh, PartitionSpec("devices")))
+    _, got = fold_batch_norm(model, jax.device_put(variables, replicated))
+    with jax.transfer_guard("disallow"):
+        logits = jax.jit(folded_model.apply)(got, x)
+    assert logits.sharding.is_equivalent_to(x.sharding, 2)
 
 
 def test_folding_twice_is_an_error():
