@@ -1,0 +1,283 @@
+"""Where the time of a training or inference step goes, by kind of operation.
+
+    python -m experiments.step_profile measure --out=FILE.json   runs our benchmark steps, traced
+    python -m experiments.step_profile render                    docs/profile.md
+
+JAX's profiler says how long each operation of the compiled step took, the compiled text to which
+layer it belongs. A fusion counts as what its last operation is, or as a matrix product if there is
+one in it. On a CPU only: a GPU's trace has other names.
+
+Owns the trace, the kinds and the table. Knows nothing of other libraries.
+"""
+
+import argparse
+import collections
+import datetime
+import gzip
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mobilenets_jax import runtime
+
+if __name__ == "__main__" and sys.argv[1:2] == ["measure"]:
+    runtime.restart()
+
+from experiments import linux, peers
+from mobilenets_jax import costs, logs, specs
+from mobilenets_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results" / "profile"
+TASKS = ("training", "inference")
+STEPS = 5
+# Kind -> what is in an operation's name; the first that matches counts.
+KINDS = {
+    "stem": r"/stem/(?!bn/)",
+    "squeeze-and-excite": r"/se/",
+    "depthwise gradients": r"transpose\(.*/depthwise/(?!bn/)",
+    "depthwise": r"/depthwise/(?!bn/)",
+    "BatchNorm, activation": r"/bn/|clip|relu|hswish|hard_",
+    "optimizer": r"^jit\(\w+\)/\w+$",
+    "matrix products": r"dot_general|/(expand|project|last|head|pointwise|conv)/transpose$",
+}
+OTHER = "all else"
+_INTRO = """\
+# Where the time goes
+
+<!-- Rendered by `python -m experiments.step_profile render`; change experiments/step_profile.py
+instead. -->
+
+Measured by `python -m experiments.step_profile measure --out=FILE.json` into
+`experiments/results/profile/`: the benchmark's own steps (docs/benchmarks.md says what they are)
+at 224 × 224 in float32. *ms* is the median step without the profiler; the shares are of the sum
+over the profiler's operations. A fusion counts as what its last operation is (an activation fused
+into the depthwise convolution that reads it, as depthwise), or as a product if there is one in it
+(an optimizer's update fused into the product that makes the gradient). *Products, GFLOP/s* is what
+the 1×1 convolutions and the classifier reach in their share of the time.
+
+What it says about the places where docs/benchmarks.md shows us behind:
+
+- **Inference, batch 16 and 32, is slower than PyTorch, LiteRT and ONNX Runtime.** Half of the step
+  is the 1×1 convolutions, as XLA's CPU library computes them, at little more than the rate at which
+  LiteRT runs the whole of V2 (0.6 GFLOP an image over its time in docs/benchmarks.md). Theirs end
+  with the activation, and their depthwise kernels pad by index; behind XLA's product each
+  activation is a pass through memory of its own, which also writes the padding that the depthwise
+  convolution reads. Without products that fuse what follows them, we believe the limit of XLA's CPU
+  code to be close to what we reach. Tried, without gain: the `+dot` and `+eltwise` kinds of XLA's
+  own library fusion, and the batch in chunks that fit the cache.
+- **Training is ahead of PyTorch, V1 the least**: its products, the larger part than in the others,
+  already run at the machine's measured peak.
+- **12 times the naive twin** is reached where depthwise work is a large part of the twin's step:
+  not at batch 16 by V1 (its products cost the twin as much as us), nor by V3-Small (the stem,
+  squeeze-and-excite and BatchNorm's sums, which the twin has too). Tried for V3-Small, without
+  gain: seven other stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the
+  weight gradient, a hard-swish by clipping, accumulators by rows.
+- **A second start needs 6.6 s to its first step where 5 s was wished** (MobileNetV2 on digits; seen
+  in one session, not stored): imports 1.4 s, the first state 1.4, tracing 1.6, lowering 0.5,
+  loading the compiled step 1.1, running it for the first time 0.6. Only the compilation is cached.
+  Tried: both compilations at a time in two threads (0.1 s gained: Python's lock).
+"""
+
+
+def kind(operation: str, name: str) -> str:
+    """Returns the kind of an operation of the compiled step.
+
+    Args:
+        operation: what it is, e.g. "copy", "fusion", or "dot" also for a fusion with one in it.
+        name: its op_name, the path of the module and primitive that it comes from.
+    """
+    for found, pattern in KINDS.items():
+        if re.search(pattern, name) and not (operation == "dot" and found == "optimizer"):
+            return found
+    return "matrix products" if operation == "dot" else OTHER
+
+
+def operations(compiled: str) -> dict[str, tuple[str, str]]:
+    """Reads a compiled module's text: operation's name -> (what it is, its op_name).
+
+    A fusion with a matrix product in it is a "dot". What runs a computation (while, conditional,
+    call) is left out: its parts have times.
+    """
+    found = {}
+    computation, products = "", set()
+    pattern = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][\w\-]*)\(")
+    for line in compiled.splitlines():
+        if line.endswith("{"):
+            computation = line.removeprefix("ENTRY").split()[0].lstrip("%")
+        match = pattern.match(line)
+        if not match or match[2] in ("while", "conditional", "call"):
+            continue
+        name, operation = match.groups()
+        called = re.search(r"calls=%?([\w.\-]+)", line)
+        if operation == "dot" or (called and called[1] in products):
+            products.add(computation)
+            operation = "dot"
+        path = re.search(r'op_name="([^"]*)"', line)
+        found[name] = (operation, path[1] if path else "")
+    return found
+
+
+def by_kind(events: Iterable[dict[str, Any]], compiled: dict[str, str]) -> dict[str, float]:
+    """Sums a trace's microseconds by kind.
+
+    Args:
+        events: of a trace; those of other modules than the largest are left out.
+        compiled: module -> its text.
+    """
+    totals: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for event in events:
+        arguments = event.get("args", {})
+        if "hlo_op" in arguments:
+            totals[arguments["hlo_module"]][arguments["hlo_op"]] += event["dur"]
+    module = max(totals, key=lambda name: totals[name].total())
+    known = operations(compiled[module])
+    sums: collections.Counter[str] = collections.Counter()
+    for name, microseconds in totals[module].items():
+        if name in known:
+            sums[kind(*known[name])] += microseconds
+    return dict(sums.most_common())
+
+
+def measure(cell: peers.Cell, dump: Path) -> dict[str, Any]:
+    """Runs a cell of the benchmark, then traces it.
+
+    Args:
+        cell: the network and task.
+        dump: where XLA writes what it compiles.
+
+    Returns:
+        seconds of a step without the trace, its FLOPs, and the share of each kind in the trace.
+    """
+    import jax
+
+    contender = peers.load("ours", cell)("ours", cell)
+    for _ in range(3):
+        contender.step()
+    times = []
+    for _ in range(4 * STEPS):
+        start = time.perf_counter()
+        contender.step()
+        times.append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory):
+            for _ in range(STEPS):
+                contender.step()
+        (path,) = Path(directory).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    compiled = {}
+    for path in sorted(dump.glob("*after_optimizations.txt")):  # the newest of a name is kept
+        compiled[path.name.split(".")[1]] = path.read_text(encoding="utf-8")
+    sums = by_kind(events, compiled)
+    layers = costs.layers(specs.table(peers.MODELS[cell.model]), cell.resolution)
+    products = sum(x.macs for x in layers if x.kind in ("expand", "project", "last", "head"))
+    return {
+        "cell": cell._asdict(),
+        "seconds": statistics.median(times),
+        "product_flops": 2 * products * cell.batch * (3 if cell.task == "training" else 1),
+        "shares": {name: value / sum(sums.values()) for name, value in sums.items()},
+    }
+
+
+def rows(records: list[dict[str, Any]]) -> list[str]:
+    """Returns a Markdown table of stored records: percent of the time of a step, by kind."""
+    kinds = [*KINDS, OTHER]
+    lines = [
+        f"| network | task | batch | ms | {' | '.join(kinds)} | products, GFLOP/s |",
+        f"| --- | --- | ---: | ---: | {' | '.join(['---:'] * len(kinds))} | ---: |",
+    ]
+    for record in records:
+        cell, shares = record["cell"], record["shares"]
+        spent = record["seconds"] * shares["matrix products"]
+        percent = [f"{100 * shares[name]:.0f} %" if name in shares else "–" for name in kinds]
+        lines.append(
+            f"| {peers.MODELS[cell['model']]} | {cell['task']} | {cell['batch']} | "
+            f"{1e3 * record['seconds']:.1f} | {' | '.join(percent)} | "
+            f"{record['product_flops'] / spent / 1e9:.0f} |"
+        )
+    return lines
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """Returns docs/profile.md from the stored files' contents."""
+    parts = [_INTRO.rstrip()]
+    for result in results:
+        where = result["circumstances"]
+        versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+        parts += [
+            f"## {where['processor']}",
+            f"Measured {where['date'][:10]}, {where['threads']} threads; {versions}.",
+            "\n".join(rows(result["records"])),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a stored file.
+
+    Raises:
+        InputError: it is not one that this script wrote.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not {"circumstances", "records"} <= result.keys():
+            raise ValueError("fields are missing")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a profile's result: remove it.") from error
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, or renders."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    actions = parser.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("measure")
+    action.add_argument("--out", type=Path, required=True)
+    action.add_argument("--models", nargs="+", default=list(peers.MODELS), choices=peers.MODELS)
+    action.add_argument("--batch", type=int, default=16)
+    action.add_argument("--threads", type=int, default=2)
+    actions.add_parser("render")
+    options = parser.parse_args(arguments)
+    if options.action == "render":
+        results = [read(path) for path in sorted(RESULTS.glob("*.json"))]
+        (ROOT / "docs" / "profile.md").write_text(render(results), encoding="utf-8")
+        return
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    records = []
+    with tempfile.TemporaryDirectory() as dump:
+        # Read by XLA when JAX starts.
+        flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what comes from it is not written
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+        for task in TASKS:
+            for model in options.models:
+                cell = peers.Cell(task, model, options.batch, 224, "float32", options.threads)
+                records.append(measure(cell, Path(dump)))
+                print("\n".join(rows(records[-1:])[2:]), flush=True)
+    circumstances = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": linux.processor(),
+        "threads": options.threads,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        },
+        "environment": runtime.environment(),
+    }
+    logs.write_json(options.out, {"circumstances": circumstances, "records": records})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

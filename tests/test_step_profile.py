@@ -1,0 +1,117 @@
+"""Tests of experiments/step_profile.py, on the text of a small compiled module."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import step_profile
+from mobilenets_jax.errors import InputError
+
+STEP = "jit(update)/transpose(jvp(MobileNet))/blocks_1"
+COMPILED = """\
+HloModule jit_update
+body {
+  ROOT %sum.1 = f32[4,8]{1,0} fusion(%x), kind=kLoop, \
+metadata={op_name="STEP/depthwise/cond/branch_0_fun/while/add" source_file="a.py"}
+}
+fused.2 (p: f32[8,4]) -> f32[8,4] {
+  %dot.7 = f32[8,4]{1,0} dot(%a, %b), metadata={op_name="STEP/project/transpose"}
+  ROOT %add.8 = f32[8,4]{1,0} add(%dot.7, %m)
+}
+ENTRY main {
+  %grown.9 = f32[8,4]{1,0} fusion(%a), calls=%fused.2, metadata={op_name="jit(update)/add"}
+  %dot.1 = f32[8,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}
+  %ynn.2 = (f32[8,4]{1,0}, u8[8]{0}) fusion(%a), kind=kCustom, \
+metadata={op_name="jit(update)/jvp(MobileNet)/blocks_1/expand/dot_general"}
+  %clip.3 = f32[8,4]{1,0} fusion(%ynn.2), metadata={op_name="STEP/expand/bn/jit(clip)/mul"}
+  while.4 = (f32[4,8]{1,0}) while(%init), body=body, \
+metadata={op_name="STEP/depthwise/cond/branch_0_fun/while"}
+  %add.5 = f32[8]{0} fusion(%p), metadata={op_name="jit(update)/add"}
+  ROOT copy.6 = f32[8]{0} copy(%add.5)
+}
+""".replace("STEP", STEP)
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "kind"),
+    [
+        ("fusion", "jit(f)/MobileNet/stem/cond/branch_0_fun/dot_general", "stem"),
+        ("fusion", "jit(f)/MobileNet/stem/bn/mul", "BatchNorm, activation"),
+        ("fusion", "jit(f)/MobileNet/blocks_3/se/reduce/dot_general", "squeeze-and-excite"),
+        ("fusion", "jit(f)/jvp(MobileNet)/blocks_1/depthwise/cond/branch_0_fun/add", "depthwise"),
+        ("fusion", f"{STEP}/depthwise/cond/branch_0_fun/pad", "depthwise gradients"),
+        ("fusion", f"{STEP}/depthwise/bn/reduce_sum", "BatchNorm, activation"),
+        ("dot", f"{STEP}/project/transpose", "matrix products"),
+        ("fusion", "jit(f)/MobileNet/classifier/dot_general", "matrix products"),
+        ("dot", "", "matrix products"),
+        ("dot", "jit(update)/add", "matrix products"),
+        ("dot", "jit(f)/MobileNet/blocks_3/se/reduce/dot_general", "squeeze-and-excite"),
+        ("fusion", "jit(update)/add", "optimizer"),
+        ("copy", "", "all else"),
+    ],
+)
+def test_kind(operation, name, kind):
+    assert step_profile.kind(operation, name) == kind
+
+
+def test_operations_leave_out_what_runs_others():
+    found = step_profile.operations(COMPILED)
+    names = ["sum.1", "dot.7", "add.8", "grown.9", "dot.1", "ynn.2", "clip.3", "add.5", "copy.6"]
+    assert list(found) == names
+    assert found["grown.9"] == ("dot", "jit(update)/add")
+    assert found["sum.1"] == ("fusion", f"{STEP}/depthwise/cond/branch_0_fun/while/add")
+    assert found["copy.6"] == ("copy", "")
+
+
+def test_microseconds_are_summed_by_kind_over_the_largest_module():
+    def event(name, microseconds, module="jit_update"):
+        return {"dur": microseconds, "args": {"hlo_op": name, "hlo_module": module}}
+
+    events = [
+        {"dur": 900.0},
+        {"dur": 900.0, "args": {}},
+        event("copy.6", 2.0, "jit_other"),
+        *(event(name, 10.0) for name in ("dot.1", "ynn.2", "clip.3", "while.4", "sum.1", "sum.1")),
+        event("grown.9", 5.0),
+        event("add.5", 1.0),
+        event("copy.6", 2.0),
+    ]
+    assert step_profile.by_kind(events, {"jit_update": COMPILED, "jit_other": ""}) == {
+        "matrix products": 25.0,
+        "depthwise gradients": 20.0,
+        "BatchNorm, activation": 10.0,
+        "all else": 2.0,
+        "optimizer": 1.0,
+    }
+
+
+def test_a_row_says_shares_and_what_the_products_reach():
+    record = {
+        "cell": {"task": "inference", "model": "v2", "batch": 16},
+        "seconds": 0.08,
+        "product_flops": 9e9,
+        "shares": {"matrix products": 0.5, "depthwise": 0.25, "all else": 0.25},
+    }
+    row = step_profile.rows([record])[2]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    header = [cell.strip() for cell in step_profile.rows([])[0].strip("|").split("|")]
+    told = dict(zip(header, cells, strict=True))
+    assert told["network"] == "mobilenet_v2"
+    assert told["ms"] == "80.0"
+    assert (told["matrix products"], told["depthwise"], told["stem"]) == ("50 %", "25 %", "–")
+    assert told["products, GFLOP/s"] == "225"  # 9e9 in half of 80 ms
+
+
+def test_the_document_is_rendered_from_the_stored_results():
+    paths = sorted(step_profile.RESULTS.glob("*.json"))
+    assert paths
+    rendered = step_profile.render([step_profile.read(path) for path in paths])
+    assert rendered == Path("docs/profile.md").read_text(encoding="utf-8")
+
+
+def test_a_foreign_file_is_one_sentence(tmp_path):
+    for text in ("{", "[]", json.dumps({"records": []})):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(InputError, match=r"x\.json is not a profile's result: remove it\."):
+            step_profile.read(tmp_path / "x.json")
