@@ -17,7 +17,8 @@ import numpy as np
 from mobilenets_jax import weights
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.logs import say
-from mobilenets_jax.published import Network
+from mobilenets_jax.published import Network, Preprocessing
+from mobilenets_jax.specs import Spec
 from mobilenets_jax.state import TrainState
 from mobilenets_jax.steps import Experiment
 
@@ -44,7 +45,8 @@ def load(experiment: Experiment) -> dict[str, Any] | None:
     path = Path(name).expanduser()
     if source == "native":
         network = None
-        whose, preprocessed = "our own weights", _check_workdir(config.model.to_dict(), path)
+        check = _check_workdir if path.is_dir() else _check_file
+        whose, preprocessed = "our own weights", check(config.model.to_dict(), path)
     else:
         network = check_network(config.model.to_dict(), source)
         whose, preprocessed = f"{source}'s {network.name}", _published(network)
@@ -103,6 +105,32 @@ def check_network(model: Mapping[str, Any], source: str) -> Network:
     return network
 
 
+def described_fields(model: Mapping[str, Any], path: Path, network: Spec) -> dict[str, Any]:
+    """Returns the fields of a config's `model` that the network settles which a file says it is of.
+
+    Raises:
+        InputError: if it is none of that name.
+    """
+    if network.name != model["name"]:
+        raise InputError(
+            f"{path} is of another network than {model['name']}: give the config of a "
+            f"{network.name}, as by --config=configs/default.py:model={network.name}."
+        )
+    return weights.settled_fields(network, model)
+
+
+def check_described(model: Mapping[str, Any], path: Path, network: Spec) -> None:
+    """Checks that a config's `model` has the numbers of the network that a file says it is of.
+
+    Raises:
+        InputError: names the fields to set.
+    """
+    there = {**model, **described_fields(model, path, network)}
+    fields = weights.different_fields(model, there)
+    if fields:
+        raise InputError(f"{path} is of another network: set {_flags(fields)} for its weights.")
+
+
 def _flags(fields: Mapping[str, Any], section: str = "model") -> str:
     return " ".join(f"--config.{section}.{name}={value}" for name, value in fields.items())
 
@@ -135,14 +163,30 @@ def _preprocess_flags(fields: Fields) -> str:
     return _flags({name: word(value) for name, value in fields.items()}, "preprocess")
 
 
+def _fields(how: Preprocessing) -> Fields:
+    return {name: value for name, value in how._asdict().items() if name != "resolution"}
+
+
 def _published(network: Network) -> list[Fields]:
     """Of each set of weights that the source publishes of a network."""
-    names = ("mean", "std", "crop_fraction", "interpolation")
-    return [{name: getattr(each.preprocessing, name) for name in names} for each in network.weights]
+    return [_fields(each.preprocessing) for each in network.weights]
+
+
+def _check_file(model: Mapping[str, Any], path: Path) -> list[Fields]:
+    """Returns the preprocessing that a file of our own holds, if it does.
+
+    Raises:
+        InputError: if it says that it is of another network than `model`; names the fields to set.
+    """
+    described = weights.describe(path)
+    if described is None:
+        return []
+    check_described(model, path, described.network)
+    return [] if described.preprocessing is None else [_fields(described.preprocessing)]
 
 
 def _check_workdir(model: Mapping[str, Any], path: Path) -> list[Fields]:
-    """Returns how a workdir scaled pixels; of a file, which does not say, nothing.
+    """Returns how a workdir scaled pixels, or nothing if that is not to be read.
 
     Raises:
         InputError: if the workdir is of another network than `model`; names the fields to set.

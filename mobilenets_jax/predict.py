@@ -41,7 +41,7 @@ from mobilenets_jax.datasets import IMAGE_SUFFIXES
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import MobileNet
-from mobilenets_jax.published import NETWORKS
+from mobilenets_jax.published import NETWORKS, Preprocessing
 
 TOP = 5  # classes that are named of each image
 BATCH = 32  # images at a time, at most
@@ -270,7 +270,7 @@ def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
 
     Fields that were not set on the command line become what belongs to the weights: those of
     `model` that the source settles, strides too, and resolution and `preprocess` of the first
-    weights that it publishes of the network.
+    weights that it publishes of the network. A file of our own may say all of these itself.
 
     Args:
         config: with `init_from` and `init_source`.
@@ -285,28 +285,52 @@ def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
     source, path = config.init_source, Path(config.init_from).expanduser()
     if path.is_dir():
         raise InputError(f"init_from is a directory: give the training by --workdir={path}.")
-    classes, dataset = config.dataset.num_classes, config.dataset.name
+    settle = _settle_by_file if source == "native" else _settle_by_source
+    whose, how = settle(config, overrides, path)
+    classes = config.dataset.num_classes
     if classes is None:
         raise InputError(
             "How many classes the weights are of is not known: give --config.dataset.num_classes."
         )
-    whose = f"our {config.model.name}"
-    if source != "native":
-        _set_unset(config, overrides, "model", _their_fields(config, overrides))
-        network = finetune.check_network(config.model.to_dict(), source)
-        whose = f"{source}'s {network.name}"
-        if network.weights:
-            how = network.weights[0].preprocessing._asdict()
-            _set_unset(config, overrides, "", {"resolution": how.pop("resolution"), "beta": 1.0})
-            _set_unset(config, overrides, "preprocess", how)
-        for twin, fields in weights.twins(config.model.to_dict(), network):
-            flags = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
-            print(f"If the file is of {twin.name} instead, which it does not say, give {flags}.")
+    if how is not None:
+        pixels = how._asdict()
+        _set_unset(config, overrides, "", {"resolution": pixels.pop("resolution"), "beta": 1.0})
+        _set_unset(config, overrides, "preprocess", pixels)
     model = steps.build_model(config, classes)
     variables = weights.load(path, model, source, fresh_classifier=False)
     facts = {"weights": str(path), "source": source}
-    names = _class_names(dataset, classes)
+    names = _class_names(config.dataset.name, classes)
     return _predictor(config, model, variables, names, f"{whose} of {path}", facts)
+
+
+def _settle_by_source(
+    config: ConfigDict, overrides: Sequence[str], path: Path
+) -> tuple[str, Preprocessing | None]:
+    """Makes `model` a library's network; returns whose it is, and the preprocessing for it."""
+    source = config.init_source
+    _set_unset(config, overrides, "model", _their_fields(config, overrides))
+    network = finetune.check_network(config.model.to_dict(), source)
+    for twin, fields in weights.twins(config.model.to_dict(), network):
+        flags = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
+        print(f"If the file is of {twin.name} instead, which it does not say, give {flags}.")
+    how = network.weights[0].preprocessing if network.weights else None
+    return f"{source}'s {network.name}", how
+
+
+def _settle_by_file(
+    config: ConfigDict, overrides: Sequence[str], path: Path
+) -> tuple[str, Preprocessing | None]:
+    """Makes `model` the network that a file of our own says it is of, if it does; the same."""
+    whose, described = f"our {config.model.name}", weights.describe(path)
+    if described is None:
+        return whose, None
+    network = described.network
+    fields = finetune.described_fields(config.model.to_dict(), path, network)
+    _set_unset(config, overrides, "model", fields)
+    finetune.check_described(config.model.to_dict(), path, network)
+    if config.dataset.num_classes is None:
+        config.dataset.num_classes = network.num_classes
+    return whose, described.preprocessing
 
 
 def _check_read(names: Iterable[str]) -> None:

@@ -20,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mobilenets_jax import checkpoint, published, weights_files, weights_names
+from mobilenets_jax import checkpoint, published, weights_document, weights_files, weights_names
+from mobilenets_jax.config import effective_resolution
 from mobilenets_jax.errors import InputError, choose
 from mobilenets_jax.logs import say
 from mobilenets_jax.model import MobileNet, create_model
-from mobilenets_jax.published import SOURCES, Network
+from mobilenets_jax.published import SOURCES, Network, Preprocessing
 from mobilenets_jax.specs import Spec
 from mobilenets_jax.switches import build_spec
+from mobilenets_jax.weights_document import Document
 from mobilenets_jax.weights_files import Arrays
 from mobilenets_jax.weights_names import Slot
 
@@ -37,11 +39,12 @@ _WITHOUT_EFFECT = (
     *("name", "num_classes", "alpha", "rule", "dropout", "bn_momentum"),
     *("fixed_ends", "stages"),
 )
-# Fields of a config's `model` that a source does not settle: its arrays are the same with any.
-_FREE = (
-    *("name", "alpha", "drop_strides", "dropout", "bn_momentum"),
-    *("dtype", "depthwise_implementation"),
-)
+# Fields of a config's `model` that say how to compute, and not what.
+_COMPUTED = ("dtype", "depthwise_implementation")
+# Those that a source does not settle: its arrays are the same with any.
+_FREE = ("name", "alpha", "drop_strides", "dropout", "bn_momentum", *_COMPUTED)
+# Those that are numbers of the network, as the spec has them.
+_SETTLED = ("alpha", "rule", "padding", "bn_epsilon", "bn_momentum", "dropout", "se_gate")
 _PLAIN = {"rule": "keras", "activation_everywhere": False}  # every other field's is None
 
 
@@ -149,6 +152,34 @@ def _candidates(model: Mapping[str, Any], source: str) -> list[tuple[Network, di
     return found
 
 
+def settled_fields(network: Spec, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a config's `model` that a network settles, whatever made its rows.
+
+    They are its numbers, and how many strides it drops. What else made its rows, such as
+    `activation`, does not follow from them.
+
+    Args:
+        network: as by `describe`.
+        model: the fields of a config's `model` of the same name.
+    """
+    fields = {key: getattr(network, key) for key in _SETTLED}
+    rows = {key: value for key, value in model.items() if key not in _COMPUTED} | fields
+    for n in range(1 + len(network.blocks)):
+        spec = build_spec(**rows | {"drop_strides": n})
+        if 2 not in _strides(spec) or _halved(spec) >= _halved(network):
+            break
+    return {**fields, "drop_strides": n}
+
+
+def _strides(spec: Spec) -> list[int]:
+    return [spec.stem.strides, *(block.strides for block in spec.blocks)]
+
+
+def _halved(spec: Spec) -> int:
+    """At which layer a network first halves the image; how many it has if none does."""
+    return [*_strides(spec), 2].index(2)
+
+
 def different_fields(model: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a config's `model` to set for the network of another config.
 
@@ -156,7 +187,7 @@ def different_fields(model: Mapping[str, Any], stored: Mapping[str, Any]) -> dic
         model: the fields of the one.
         stored: those of the other, whose values are returned.
     """
-    there = {k: v for k, v in stored.items() if k not in ("dtype", "depthwise_implementation")}
+    there = {key: value for key, value in stored.items() if key not in _COMPUTED}
     spec = build_spec(**there)
     return {
         key: value
@@ -198,20 +229,25 @@ def load(
 
     Raises:
         InputError: as of `weights_files.read`; for an array that is missing, too much, of another
-            shape, not a number or not finite, for a workdir of another network, and for a folded
-            network. The message names the file and the first such array.
+            shape, not a number or not finite, for a workdir or a file of our own that says it is
+            of another network, and for a folded network. The message names the file and the first
+            such array, or the field in which the networks differ.
     """
     choose("source", source, SOURCES)
     _check_unfolded(model)
     path, spec = Path(path), model.spec
     needed = shapes(model)
     slots = weights_names.slots(spec, needed, source)
-    if not path.is_dir():
-        arrays = weights_files.read(path)
-    elif source == "native":
-        arrays = _read_workdir(path, spec)
-    else:
+    if source != "native" and path.is_dir():
         raise InputError(f"{path} is a directory: give a file of {source}'s weights.")
+    if path.is_dir():
+        arrays, trained, _ = _read_workdir(path)
+        _check_same(f"The workdir {path}", trained, spec, "trained")
+    else:
+        arrays = weights_files.read(path)
+        described = describe(path) if source == "native" else None
+        if described is not None:
+            _check_same(str(path), described.network, spec, "saved")
     if source == "keras":
         arrays = _named_by_order(path, arrays, slots)
     elif source != "native":
@@ -243,6 +279,27 @@ def load(
     return unflatten_dict({name: jnp.asarray(flat[name]) for name in needed}, sep="/")
 
 
+def describe(path: str | Path) -> Document | None:
+    """Returns what our own weights say of themselves: their network, and their preprocessing.
+
+    Args:
+        path: a file, or the workdir of a training, whose preprocessing is that of its evaluation.
+
+    Returns:
+        Both, so that `MobileNet(described.network)` loads the weights; or None if a file says
+        nothing, as one of an earlier version, or of others.
+
+    Raises:
+        InputError: as of `weights_files.read`, and if what is said cannot be right.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _, trained, config = _read_workdir(path)
+        return Document(trained, _evaluated(config))
+    text = weights_files.read_document(path)
+    return None if text is None else weights_document.from_json(text, path)
+
+
 def save(
     variables: Mapping[str, Any],
     path: str | Path,
@@ -250,8 +307,11 @@ def save(
     *,
     format: str = "safetensors",
     naming: str = "timm",
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Writes a network's weights so that a library loads them strictly and gives the same logits.
+
+    A file with our own names says of which network they are, see `describe`.
 
     Args:
         variables: "params" and "batch_stats", as from `load` or a training.
@@ -259,14 +319,28 @@ def save(
         model: the network that the variables are of.
         format: one of `weights_files.FORMATS`.
         naming: one of `NAMINGS`; "native" is our own, for any network.
+        preprocessing: what belongs to the weights, for "native", to travel with them.
 
     Raises:
         InputError: for a network that the library does not build or the format cannot hold, a
-            folded one, arrays that are not the model's, or a path that cannot be written.
+            folded one, arrays that are not the model's, preprocessing that cannot be or that has
+            no place, or a path that cannot be written.
     """
     choose("naming", naming, NAMINGS)
     _check_unfolded(model)
-    told = {} if naming == "native" else _check_fits(model.spec, naming)
+    told, document = {}, None
+    if naming != "native":
+        told = _check_fits(model.spec, naming)
+        if preprocessing is not None:
+            raise InputError(
+                f"Files with {naming}'s names hold no preprocessing: leave it out, or save with "
+                "naming='native'."
+            )
+    else:
+        try:
+            document = weights_document.to_json(Document(model.spec, preprocessing))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Cannot save {path}: {error}.") from error
     needed, flat = shapes(model), flatten_dict(variables, sep="/")
     if {name: np.shape(array) for name, array in flat.items()} != needed:
         raise InputError(f"The variables are not of this {model.spec.name}: give its own.")
@@ -277,7 +351,7 @@ def save(
         if naming != "native" and slot.theirs.endswith(".running_mean"):
             counter = slot.theirs.replace(".running_mean", ".num_batches_tracked")
             arrays[counter] = np.zeros((), np.int64)
-    weights_files.write(arrays, path, format)
+    weights_files.write(arrays, path, format, document)
     if told:
         named = ", ".join(f"{key}={value!r}" for key, value in told.items())
         say(f"{path}: timm.create_model needs {named} for these weights.")
@@ -310,23 +384,23 @@ def _fresh_classifier(model: MobileNet, seed: int) -> dict[str, jax.Array]:
 # Reading ----------------------------------------------------------------------------------------
 
 
-def _read_workdir(path: Path, spec: Spec) -> Arrays:
-    """The averaged weights of a training's latest checkpoint, by our names."""
+def _read_workdir(path: Path) -> tuple[Arrays, Spec, dict[str, Any]]:
+    """The averaged weights of a training's latest checkpoint, their network, and its config."""
     with checkpoint.open_manager(path, read_only=True) as manager:
         state, meta = checkpoint.restore_arrays(manager)
-    trained = {
-        key: value
-        for key, value in meta["config"]["model"].items()
-        if key not in ("dtype", "depthwise_implementation")
-    }
-    difference = _difference(build_spec(num_classes=spec.num_classes, **trained), spec)
-    if difference:
-        raise InputError(
-            f"The workdir {path} is of another network ({difference[0]} is {difference[1]!r} there "
-            f"and {difference[2]!r} here): create the one that was trained."
-        )
     averaged = {"params": state["ema_params"], "batch_stats": state["ema_batch_stats"]}
-    return {name: np.asarray(a) for name, a in flatten_dict(averaged, sep="/").items()}
+    arrays = {name: np.asarray(a) for name, a in flatten_dict(averaged, sep="/").items()}
+    config, classes = meta["config"], arrays["params/classifier/bias"].size
+    trained = {key: value for key, value in config["model"].items() if key not in _COMPUTED}
+    return arrays, build_spec(num_classes=classes, **trained), config
+
+
+def _evaluated(config: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing of a training's evaluation."""
+    resolution = effective_resolution(config["resolution"], config["beta"])
+    how = config["preprocess"]
+    mean, std = tuple(how["mean"]), tuple(how["std"])
+    return Preprocessing(mean, std, how["crop_fraction"], how["interpolation"], resolution)
 
 
 def _named_by_order(path: Path, arrays: Arrays, slots: list[Slot]) -> Arrays:
@@ -364,6 +438,24 @@ def _without_counters(arrays: Arrays, slots: list[Slot]) -> Arrays:
 
 
 # Checks -----------------------------------------------------------------------------------------
+
+
+def _check_same(what: str, found: Spec, needed: Spec, made: str) -> None:
+    """Raises InputError if weights say that they are of another network; names a field of it."""
+    difference = _difference(found, needed)
+    if difference is None:
+        return
+    # Whence the rest differs.
+    for key in ("name", "alpha", "rule"):
+        there, here = getattr(found, key), getattr(needed, key)
+        if there != here:
+            difference = key, there, here
+            break
+    field, there, here = difference
+    raise InputError(
+        f"{what} is of another network ({field} is {there!r} there and {here!r} here): give the "
+        f"name and switches of the one that was {made}."
+    )
 
 
 def _check_names(

@@ -31,6 +31,10 @@ _SUFFIXES = (".safetensors", ".npz", *_PYTORCH, ".keras", ".h5", ".hdf5")
 # Of all arrays together. The largest published network has 25 MB, and a small file can claim more
 # than the memory holds.
 _MOST_BYTES = 2**30
+# What a file of our own says beside its arrays: a key of .safetensors' metadata, and elsewhere an
+# array of the bytes of its text, which needs no pickle.
+DOCUMENT = "mobilenets_jax.json"
+MOST_DOCUMENT = 2**16  # bytes; the deepest network takes half
 # The variables of a layer in the order in which Keras 3 numbers them.
 _VARIABLES = {
     "conv2d": ("kernel", "bias"),
@@ -41,7 +45,7 @@ _VARIABLES = {
 
 
 def read(path: str | Path) -> Arrays:
-    """Returns the arrays of a file by name.
+    """Returns the arrays of a file by name, without what `read_document` returns.
 
     Keras' are named layer/variable, e.g. "conv1/kernel" and "conv1_bn/moving_mean"; where the file
     does not hold the layers' names, they are those that Keras makes up, e.g. "conv2d_3/kernel".
@@ -55,14 +59,7 @@ def read(path: str | Path) -> Arrays:
             or the package that reads it is not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"There is no file of weights {path}: check the path.")
-    suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise InputError(
-            f"{path} is no file of weights by its suffix '{suffix}': give one of "
-            f"{', '.join(_SUFFIXES)}, or the workdir of a training."
-        )
+    suffix = _suffix(path)
     with _reading(path):
         if suffix == ".safetensors":
             arrays = _read_safetensors(path)
@@ -72,7 +69,68 @@ def read(path: str | Path) -> Arrays:
             arrays = _read_pytorch(path)
         else:
             arrays = _read_keras(path)
+    arrays.pop(DOCUMENT, None)
     return arrays
+
+
+def read_document(path: str | Path) -> str | None:
+    """Returns what a file of our own says beside its arrays, or None if it says nothing.
+
+    Raises:
+        InputError: as of `read`, and if it is longer than any network's or no text.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    with _reading(path):
+        if suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "numpy") as file:
+                text = (file.metadata() or {}).get(DOCUMENT)
+            _check_document(path, len(text or ""))
+            return text
+        if suffix == ".npz":
+            entry = _npz_entry(path)
+        else:
+            entry = _read_pytorch(path).get(DOCUMENT) if suffix in _PYTORCH else None
+        if entry is None:
+            return None
+        if entry.dtype != np.uint8 or entry.ndim != 1:
+            raise TypeError(f"{DOCUMENT} is no text")
+        _check_document(path, entry.size)
+        return entry.tobytes().decode()
+
+
+def _npz_entry(path: Path) -> np.ndarray | None:
+    """The array with the document alone, of which no more is inflated than one may have."""
+    with zipfile.ZipFile(path) as archive:
+        if f"{DOCUMENT}.npy" not in archive.namelist():
+            return None
+        member = archive.getinfo(f"{DOCUMENT}.npy")
+        _check_document(path, member.file_size - 128)  # NumPy's header
+        content = io.BytesIO(archive.read(member))
+    return np.lib.format.read_array(content, allow_pickle=False)
+
+
+def _check_document(path: Path, size: int) -> None:
+    if size > MOST_DOCUMENT:
+        raise InputError(
+            f"{path} says {size:,} bytes of its weights, and no network needs more than "
+            f"{MOST_DOCUMENT:,}: take another file, or save it again."
+        )
+
+
+def _suffix(path: Path) -> str:
+    """Returns the suffix, which says the format; raises InputError if there is no such file."""
+    if not path.exists():
+        raise InputError(f"There is no file of weights {path}: check the path.")
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(
+            f"{path} is no file of weights by its suffix '{suffix}': give one of "
+            f"{', '.join(_SUFFIXES)}, or the workdir of a training."
+        )
+    return suffix
 
 
 @contextlib.contextmanager
@@ -278,13 +336,16 @@ def _modern_keras_names(found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return [(modern(name), dataset) for name, dataset in found]
 
 
-def write(arrays: Mapping[str, np.ndarray], path: str | Path, format: str) -> None:
+def write(
+    arrays: Mapping[str, np.ndarray], path: str | Path, format: str, document: str | None = None
+) -> None:
     """Writes named arrays; a file that exists is replaced once the new one is whole.
 
     Args:
         arrays: by name.
         path: where to; its suffix should be the format's.
         format: one of `FORMATS`.
+        document: what `read_document` is to return of it.
 
     Raises:
         InputError: for an unknown format, a path whose suffix is another format's or that cannot
@@ -298,14 +359,18 @@ def write(arrays: Mapping[str, np.ndarray], path: str | Path, format: str) -> No
     partial = path.with_name(f".{path.name}.partial")
     # Contiguous and its own, as the writers need it.
     contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
+    metadata = {"format": "pt"}  # Some readers of PyTorch's insist on this key.
+    if document is not None and format == "safetensors":
+        metadata[DOCUMENT] = document
+    elif document is not None:
+        contiguous[DOCUMENT] = np.frombuffer(document.encode(), np.uint8).copy()
     try:
         # Opened here for every format: each writer has errors of its own for a path.
         with partial.open("wb") as file:
             if format == "safetensors":
                 from safetensors.numpy import save
 
-                # Some readers of PyTorch's insist on this key.
-                file.write(save(contiguous, metadata={"format": "pt"}))
+                file.write(save(contiguous, metadata=metadata))
             elif format == "npz":
                 np.savez(file, **contiguous)  # type: ignore[arg-type]
             else:

@@ -11,7 +11,7 @@ import tiny
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import default
-from mobilenets_jax import checkpoint, finetune, optim, steps, train, weights
+from mobilenets_jax import checkpoint, finetune, optim, published, steps, train, weights
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.state import init_state
 
@@ -219,6 +219,69 @@ def test_a_workdir_gives_its_averaged_weights(monkeypatch, tmp_path, capsys):
         f"The workdir {tmp_path} is of another network: set --config.model.alpha=0.1 "
         "--config.model.drop_strides=1 for its weights."
     )
+
+
+HOW = published.Preprocessing((1.0, 2.0, 3.0), (127.5,) * 3, 0.875, "pillow_bicubic", 160)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_preprocessing_that_a_file_of_ours_holds_is_said(make, tmp_path, capsys, suffix):
+    model = tiny.small_model(make(), 10)
+    path = tmp_path / f"mine.{suffix}"
+    weights.save(
+        variables_of(model), path, model, format=suffix, naming="native", preprocessing=HOW
+    )
+    config = make(init_from=str(path))
+    finetune.load(steps.build(config))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"Starting from {path}, our own weights."
+    assert second == (
+        f"{path}: to these weights belongs --config.preprocess.mean='(1,2,3)' "
+        "--config.preprocess.crop_fraction=0.875 --config.preprocess.interpolation=pillow_bicubic, "
+        "and this training has --config.preprocess.mean='(127.5,127.5,127.5)' "
+        "--config.preprocess.crop_fraction=1 --config.preprocess.interpolation=bilinear: set "
+        "theirs, unless you mean it."
+    )
+    names = ("mean", "std", "crop_fraction", "interpolation")
+    config.preprocess.update({name: getattr(HOW, name) for name in names})
+    finetune.load(steps.build(config))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"padding": "symmetric"}, "set --config.model.padding=symmetric for its weights."),
+        (
+            {"alpha": 0.5, "bn_epsilon": 1e-5, "rule": "timm", "dropout": 0.0},
+            # This V1 is the same by either rule.
+            "set --config.model.alpha=0.5 --config.model.bn_epsilon=1e-05 for its weights.",
+        ),
+        ({"drop_strides": 3}, "set --config.model.drop_strides=3 for its weights."),
+        (
+            {"activation": "silu"},
+            "(stem.activation is 'silu' there and 'relu6' here): give the name and switches of the "
+            "one that was saved.",
+        ),
+        (
+            {"name": "mobilenet_v2", "shallow": None},
+            "give the config of a mobilenet_v2, as by --config=configs/default.py:"
+            "model=mobilenet_v2.",
+        ),
+    ],
+)
+def test_a_file_of_ours_of_another_network_names_the_fields(
+    make, tmp_path, monkeypatch, fields, message
+):
+    monkeypatch.setattr(steps, "build_model", tiny._build_model)
+    theirs = make()
+    theirs.model.update(fields)
+    model = tiny._build_model(theirs, 10)
+    path = tmp_path / "theirs.npz"
+    weights.save(variables_of(model), path, model, format="npz", naming="native")
+    text = message_of(finetune.load, steps.build(make(init_from=str(path))))
+    assert text.startswith(f"{path} is of another network")
+    assert text.endswith(message)
 
 
 # What stays

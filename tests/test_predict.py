@@ -27,9 +27,12 @@ from mobilenets_jax import (
     predict,
     steps,
     weights,
+    weights_files,
 )
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError
+from mobilenets_jax.model import create_model
+from mobilenets_jax.published import Preprocessing
 from mobilenets_jax.state import init_state
 
 BEST, LATEST = 3, 5  # steps
@@ -386,6 +389,8 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     weights.save(variables, path, model, format="npz", naming="native")
+    # The same without a word of what it is.
+    weights_files.write(weights_files.read(path), path.with_name("old.npz"), "npz")
     return path
 
 
@@ -494,6 +499,98 @@ def test_a_file_of_our_own(published, photos, file):
     assert {top["class"] for top in result["images"][0]["top"]} <= set("0123456789")
 
 
+HOW = {
+    "mean": (120.0, 110.0, 100.0),
+    "std": (60.0, 70.0, 80.0),
+    "crop_fraction": 0.75,
+    "interpolation": "pillow_bicubic",
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A file that says its network, unlike any config's, and its preprocessing; the variables."""
+    fields = {"padding": "symmetric", "bn_epsilon": 0.1, "rule": "slim", "drop_strides": 2}
+    model = create_model("mobilenet_v1", 5, 0.25, shallow=True, **fields)
+    rng = np.random.default_rng(1)
+    flat = {
+        name: abs(rng.normal(0.1, 0.1, shape)).astype(np.float32)
+        for name, shape in weights.shapes(model).items()
+    }
+    variables = unflatten_dict(flat, sep="/")
+    path = tmp_path_factory.mktemp("weights") / "told.safetensors"
+    how = Preprocessing(**HOW, resolution=24)
+    weights.save(variables, path, model, naming="native", preprocessing=how)
+    return path, model, variables
+
+
+@pytest.mark.parametrize("dataset", ["image_folder", "digits"])
+def test_a_file_of_our_own_says_network_and_preprocessing(
+    published, photos, told, monkeypatch, dataset
+):
+    monkeypatch.setattr(steps, "build_model", tiny._build_model)
+    path, model, variables = told
+    classes = () if dataset == "image_folder" else ("--config.dataset.num_classes=5",)
+    options = ("--config.model.shallow=true", f"--config.init_from={path}", "--json", *classes)
+    files = [photos / "b.jpg", photos / "e.jpg"]
+    for more, side, crop in (
+        ((), 24, 0.75),
+        (("--config.preprocess.crop_fraction=0.5", "--config.resolution=32"), 32, 0.5),
+    ):
+        argument = f"model=mobilenet_v1,dataset={dataset}"
+        code, out, err = published(argument, *options, *more, "--images", *files)
+        assert (code, err.splitlines()[0]) == (0, f"our mobilenet_v1 of {path}: 2 images.")
+        result = json.loads(out)
+        assert (result["resolution"], result["classes"]) == (side, 5)
+        assert result["preprocess"] == {
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in HOW.items()},
+            "crop_fraction": crop,
+        }
+        expected = {"alpha": 0.25, "padding": "symmetric", "bn_epsilon": 0.1, "rule": "slim"}
+        expected |= {"drop_strides": 2, "name": "mobilenet_v1", "shallow": True}
+        assert expected.items() <= result["model"].items()
+        pixels = np.float32(
+            [
+                augment.evaluation_transform(
+                    data.decode(file.read_bytes(), ""), side, crop, "pillow_bicubic"
+                )
+                for file in files
+            ]
+        )
+        normal = (pixels - np.float32(HOW["mean"])) / np.float32(HOW["std"])
+        rows = np.asarray(jax.nn.softmax(jax.jit(model.apply)(variables, normal)))
+        for answer, row in zip(result["images"], rows, strict=True):
+            found = {top["index"]: top["probability"] for top in answer["top"]}
+            np.testing.assert_allclose([found[i] for i in range(5)], row, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            ["model.shallow=true", "model.padding=same"],
+            "is of another network: set --config.model.padding=symmetric for its weights.",
+        ),
+        ([], "is of another network (blocks is 8 there and 13 here): give the name and switc"),
+        (
+            ["model.shallow=true", "dataset.num_classes=7"],
+            ": its classifier has 5 classes and this network has 7: give",
+        ),
+    ],
+)
+def test_a_file_of_our_own_of_another_network(
+    published, photos, told, monkeypatch, fields, message
+):
+    monkeypatch.setattr(steps, "build_model", tiny._build_model)
+    fields = [f"--config.{field}" for field in fields]
+    argument = "model=mobilenet_v1,dataset=image_folder"
+    path, images = told[0], f"--images={photos}"
+    code, out, err = published(argument, f"--config.init_from={path}", *fields, images)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {path}{' ' * (message[0] != ':')}{message}"), err
+    assert err.count("\n") == 1
+
+
 def test_a_workdir_with_a_training_comes_before_a_file(cli, photos, workdir, monkeypatch):
     monkeypatch.setattr(predict, "published", None)
     stored = json.loads((workdir / "config.json").read_text())
@@ -513,13 +610,13 @@ def test_a_workdir_with_a_training_comes_before_a_file(cli, photos, workdir, mon
         ),
         (
             "dataset=imagenet2012",
-            ["init_from={file}", "dataset.num_classes=5"],
+            ["init_from={file}", "dataset.num_classes=5", "model.drop_strides=1"],
             "{file}: its classifier has 10 classes and this network has 5: give "
             "--config.dataset.num_classes=10.",
         ),
         (
             "dataset=image_folder",
-            ["init_from={file}"],
+            ["init_from={file.parent}/old.npz"],
             "How many classes the weights are of is not known: give --config.dataset.num_classes.",
         ),
         (

@@ -795,7 +795,9 @@ def test_a_workdirs_averaged_weights_are_loaded(workdir, capsys):
 def test_a_workdir_of_another_network_is_refused(workdir):
     path, _, _ = workdir
     other = create_model("mobilenet_v1", 3, 0.1, shallow=True, padding="symmetric")
-    message = r"is of another network \(padding is 'same' there and 'symmetric' here\): create"
+    message = (
+        r"is of another network \(padding is 'same' there and 'symmetric' here\): give the name"
+    )
     with pytest.raises(InputError, match=message):
         weights.load(path, other)
 
