@@ -53,6 +53,19 @@ def variables_of(model, seed=0):
     return unflatten_dict(flat, sep="/")
 
 
+def sound_variables_of(model):
+    """Arbitrary variables whose network tells images apart, negative zeros among them."""
+    rng = np.random.default_rng(0)
+    flat = {}
+    for name, shape in weights.shapes(model).items():
+        is_near_one = name.endswith(("/scale", "/var"))
+        width = (2 / np.prod(shape[:-1])) ** 0.5 if name.endswith("/kernel") else 0.1
+        flat[name] = rng.uniform(-width, width, shape).astype(np.float32) + is_near_one
+        if not is_near_one:
+            flat[name].flat[0] = -0.0
+    return unflatten_dict(flat, sep="/")
+
+
 @pytest.fixture(scope="module")
 def file(make, tmp_path_factory):
     """A file of the tiny network's weights, and those."""
@@ -343,6 +356,50 @@ def test_dropout_stays_on_over_a_frozen_backbone(make, file):
     for leaf, value in classifier.items():
         expected = value - rate * np.asarray(gradient[leaf])
         np.testing.assert_allclose(new.params["classifier"][leaf], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_start_from_the_same_file_and_leave_the_backbone(
+    make, tmp_path, tmp_path_factory, monkeypatch
+):
+    """Without dropout and mixup, which depend on the order of the images within the batch."""
+    monkeypatch.setattr(steps, "build_model", tiny._build_model)
+    fields = {"augment__mixup": 0.0, "model__dropout": 0.0, "log_every": 1}
+    fields |= {"schedule__learning_rate": 0.1, "freeze": "backbone", "epochs": 10 / 89}
+    fields |= {"init_from": str(tmp_path / "weights.npz"), "eval_every": 100.0}
+    fields |= {"checkpoint_every": 100.0, "dataset__data_dir": make().dataset.data_dir}
+    config = tiny.config(**fields)
+    model = steps.build_model(config, 10)
+    variables = sound_variables_of(model)
+    weights.save(variables, config.init_from, model, format="npz", naming="native")
+    environment = tiny.environment(tmp_path_factory.mktemp("compiled"))
+    one, two = tmp_path / "one", tmp_path / "two"
+    training = tiny.Training(one, environment, **fields)
+    assert training.end() == 0, training.output()
+    trainings = tiny.start_two(two, environment, **fields)
+    assert [each.end() for each in trainings] == [0, 0], trainings[0].output()
+    assert "on 2 cpu device(s)" in trainings[0].output()
+    said = f"Starting from {config.init_from}, our own weights; the backbone stays as it is."
+    assert [each.output().count(said) for each in trainings] == [1, 0]
+
+    losses = [
+        [line["loss"] for line in tiny.metrics(workdir) if line["split"] == "train"]
+        for workdir in (one, two)
+    ]
+    assert len(losses[0]) == 10
+    assert np.std(losses[0]) > 0.01
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    expected = tiny.named({"params": variables["params"], "stats": variables["batch_stats"]})
+    for workdir in (one, two):
+        found, _ = tiny.arrays(workdir, config)
+        for average in ("", "ema_"):
+            trees = {"params": f".{average}params", "stats": f".{average}batch_stats"}
+            for name, value in expected.items():
+                tree, _, rest = name[2:].partition("']")
+                actual = found[trees[tree] + rest]
+                is_same = actual.tobytes() == value.tobytes()
+                assert is_same == ("classifier" not in name), (workdir, average, name)
 
 
 # How fast the rest moves

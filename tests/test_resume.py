@@ -3,7 +3,6 @@
 import random
 import re
 import signal
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -164,23 +163,6 @@ def test_killed_at_random_until_finished(tmp_path, environment, data_dir, worker
 # several processes --------------------------------------------------------------------------------
 
 
-def start_two(workdir, environment, **fields):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [
-        tiny.Training(
-            workdir,
-            {**environment, **cluster, "JAX_PROCESS_ID": str(i)},
-            name=f"-{i}",
-            distributed=True,
-            **fields,
-        )
-        for i in range(2)
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_processes_train_like_one(tmp_path, environment, data_dir):
@@ -202,7 +184,7 @@ def test_two_processes_train_like_one(tmp_path, environment, data_dir):
     assert training.end() == 0, training.output()
 
     two = tmp_path / "two"
-    trainings = start_two(two, environment, **fields)
+    trainings = tiny.start_two(two, environment, **fields)
     assert [training.end() for training in trainings] == [0, 0], trainings[0].output()
     assert "on 2 cpu device(s)" in trainings[0].output()
     assert not re.search("step|Finished|mobilenet", trainings[1].output())
@@ -224,7 +206,7 @@ def test_two_processes_train_like_one(tmp_path, environment, data_dir):
 
     workdir = tmp_path / "run"
     for signaled in ([0, 1], [1]):
-        trainings = start_two(workdir, environment, **fields)
+        trainings = tiny.start_two(workdir, environment, **fields)
         begun = saved_steps(workdir)[-1] if workdir.exists() else 0
         first = trainings[0]
         assert first.wait_until(lambda first=first, n=begun: first.step() >= n + 3), first.output()
@@ -233,7 +215,7 @@ def test_two_processes_train_like_one(tmp_path, environment, data_dir):
         assert [training.end() for training in trainings] == [143, 143], first.output()
         stopped = int(re.search(r"saved step (\d+)", first.output())[1])
         assert begun < stopped == saved_steps(workdir)[-1] < 44
-    trainings = start_two(workdir, environment, **fields)
+    trainings = tiny.start_two(workdir, environment, **fields)
     assert [training.end() for training in trainings] == [0, 0], trainings[0].output()
     assert f"Resuming from step {stopped}." in trainings[0].output()
     assert_same_training(workdir, two, **fields)

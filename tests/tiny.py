@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -136,6 +137,24 @@ class Training:
             assert time.monotonic() < end, f"shared memory {left} is left behind"
             time.sleep(0.05)
         return code
+
+
+def start_two(workdir, environment, **fields):
+    """Starts a training in two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [
+        Training(
+            workdir,
+            {**environment, **cluster, "JAX_PROCESS_ID": str(i)},
+            name=f"-{i}",
+            distributed=True,
+            **fields,
+        )
+        for i in range(2)
+    ]
 
 
 def environment(cache, devices=1):
