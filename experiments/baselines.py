@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments import documents
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- baselines: begin -->", "<!-- baselines: end -->"
+README = ROOT / "README.md"
 
 
 class Baseline(NamedTuple):
@@ -98,12 +100,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def render(readme: str) -> str:
-    """Returns the README's text with the table made anew."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
-
-
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -116,8 +112,7 @@ def main() -> None:
     if arguments.action == "run":
         run(arguments.only, arguments.workdir.absolute())
     else:
-        path = ROOT / "README.md"
-        path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
+        documents.rewrite(README, "baselines", table())
 
 
 if __name__ == "__main__":

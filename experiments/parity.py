@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from experiments import documents, parity_report
 from mobilenets_jax import costs, published, weights, weights_names
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.model import MobileNet
@@ -43,7 +44,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "parity.json"
 RECORDED = ROOT / "tests" / "data" / "weights.json"
 DOCUMENT = ROOT / "docs" / "weights.md"
-BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 RESOLUTIONS = (224, 193, 200)
 BATCHES, BATCH = 3, 2
 LIMITS = {"float32": 1e-4, "float64": 1e-9, "step": 1e-3}
@@ -614,66 +614,9 @@ def record() -> None:
 
 
 def table() -> str:
-    """Returns the Markdown table of the stored results."""
+    """Returns the Markdown of the stored results."""
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))
-    lines = [
-        "| source | network | α | parameters | MACs | published top-1 | 224 | 193 | 200 "
-        "| float64 |",
-        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
-    ]
-    for case in cases():
-        result = stored["cases"][case.key]
-        top1 = "; ".join(
-            f"{each.top1:.2f} %" + f" ({each.tag})" * bool(each.tag)
-            for each in case.network.weights
-            if each.top1 is not None
-        )
-        differences = [f"{result['float32'][str(resolution)]:.1e}" for resolution in RESOLUTIONS]
-        double = result.get("float64")
-        differences.append(f"{max(double[str(r)] for r in RESOLUTIONS):.1e}" if double else "")
-        untrained = [weights.tag for weights in case.network.weights] == ["untrained"]
-        top1 = top1 or ("untrained" if untrained else "none found")
-        lines.append(
-            f"| {case.source} | `{case.name}` | {case.network.alpha:g} | {result['params']:,} "
-            f"| {result['macs']:,} | {top1} | {' | '.join(differences)} |"
-        )
-    keys = (
-        *("loss_float64", "gradient_float64", "array_float64", "loss_float32", "gradient_float32"),
-        *("our_error_float32", "their_error_float32"),
-    )
-    wrong = {
-        field: min(r["float32"].get(f"wrong_{field}", 1.0) for r in stored["cases"].values())
-        for field in ("padding", "bn_epsilon")
-    }
-    steps = [
-        f"| `{result['name']}` | " + " | ".join(f"{result['step'][key]:.1e}" for key in keys) + " |"
-        for result in stored["cases"].values()
-        if "step" in result
-    ]
-    versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
-    lines += [
-        "",
-        "For scale: with a wrong padding (at 200 pixels) or ε the same figure is at least "
-        f"{wrong['padding']:.1e} and {wrong['bn_epsilon']:.1e} in the rows with float64.",
-        "",
-        "One training step of torchvision's (BatchNorm in training mode, no dropout, 16 images of "
-        "128 pixels), relative differences:",
-        "",
-        "| network | loss, float64 | whole gradient, float64 | worst array's gradient, float64 "
-        "| loss, float32 | whole gradient, float32 | ours, float32 against float64 "
-        "| PyTorch's, float32 against float64 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *steps,
-        "",
-        f"Measured with {versions}, on an {stored['device']}.",
-    ]
-    return "\n".join(lines)
-
-
-def render(document: str) -> str:
-    """Returns the document's text with the table made anew."""
-    before, rest = document.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return parity_report.table(cases(), stored, RESOLUTIONS)
 
 
 def main() -> None:
@@ -691,7 +634,7 @@ def main() -> None:
     elif arguments.action == "record":
         record()
     else:
-        DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+        documents.rewrite(DOCUMENT, "parity", table())
 
 
 if __name__ == "__main__":

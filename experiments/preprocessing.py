@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from experiments import documents
 from mobilenets_jax import published
 from mobilenets_jax.augment import evaluation_transform
 from mobilenets_jax.data import decode
@@ -40,7 +41,6 @@ DATA = ROOT / "tests" / "data"
 RECORDED = DATA / "preprocessing.npz"
 RESULTS = Path(__file__).parent / "results" / "preprocessing.json"
 DOCUMENT = ROOT / "docs" / "preprocessing.md"
-BEGIN, END = "<!-- preprocessing: begin -->", "<!-- preprocessing: end -->"
 LIBRARIES = ("torchvision", "timm", "keras", "pillow", "numpy")
 # One network for each transform that differs.
 DISTINCT = (
@@ -241,13 +241,10 @@ def measure() -> None:
     lines = ",\n".join(json.dumps(row) for row in rows)
     text = f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n'
     RESULTS.write_text(text, encoding="utf-8")
-    document = DOCUMENT.read_text(encoding="utf-8")
-    head, tail = document.split(BEGIN)[0], document.split(END)[1]
-    table = render(json.loads(text))
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{table}{END}{tail}", encoding="utf-8")
+    documents.rewrite(DOCUMENT, "preprocessing", table(json.loads(text)))
 
 
-def render(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Returns the table in Markdown, networks of the same transform and result in one row."""
     lines = [
         "| library | transform of | `crop_fraction` | `interpolation` | mean | 99.9th percentile "
@@ -265,14 +262,8 @@ def render(results: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join((source, names, crop, interpolation, *numbers))} |")
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     count = len(results["rows"][0]["pictures"])
-    return "\n".join(
-        (
-            *lines,
-            "",
-            f"Units of 1/255, the worst of {count} images; 0: equal to the bit. {versions}.",
-            "",
-        )
-    )
+    note = f"Units of 1/255, the worst of {count} images; 0: equal to the bit. {versions}."
+    return "\n".join((*lines, "", note))
 
 
 def _number(value: float) -> str:

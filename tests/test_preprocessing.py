@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import preprocessing
+from experiments import documents, preprocessing
 from mobilenets_jax import published
 
 RECORDED = np.load(preprocessing.RECORDED, allow_pickle=False)
@@ -55,9 +55,9 @@ def test_pixels_are_the_installed_librarys(pictures, key):
 
 def test_the_documents_table_is_of_the_stored_results():
     document = preprocessing.DOCUMENT.read_text(encoding="utf-8")
-    table = document.split(f"{preprocessing.BEGIN}\n")[1].split(preprocessing.END)[0]
     stored = json.loads(preprocessing.RESULTS.read_text(encoding="utf-8"))
-    assert table == preprocessing.render(stored)
+    table = preprocessing.table(stored)
+    assert documents.replaced(document, "preprocessing", table) == document
 
 
 def test_turned_is_what_pillow_reads():

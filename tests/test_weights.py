@@ -24,7 +24,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
 from configs import default
-from experiments import parity
+from experiments import documents, parity
 from mobilenets_jax import (
     checkpoint,
     costs,
@@ -812,7 +812,7 @@ def test_a_directory_without_checkpoint_is_refused(tmp_path):
 
 def test_the_document_shows_the_stored_results():
     document = parity.DOCUMENT.read_text(encoding="utf-8")
-    assert parity.render(document) == document
+    assert documents.replaced(document, "parity", parity.table()) == document
 
 
 def test_stored_results_are_of_every_case_and_within_the_limits():
