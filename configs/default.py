@@ -49,6 +49,10 @@ def base(model: str, dataset: str) -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            # So many trainings in one program, with seeds that follow `seed`, or as `replica` says:
+            # a value for each, such as (0.01, 0.03). See README.md, "Seeds in one program".
+            "replicas": 1,
+            "replica": {"seeds": (), "learning_rate": (), "weight_decay": ()},
             # The network sees beta * resolution pixels, rounded to a multiple of 32 (of 4 for a
             # base below 128).
             "resolution": 224,

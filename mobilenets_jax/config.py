@@ -24,12 +24,14 @@ class Field(NamedTuple):
     """What a field may be.
 
     Attributes:
-        kind: bool, int, float, str, or tuple: three numbers, of R, G and B.
+        kind: bool, int, float, str, or tuple of numbers.
         least: smallest number.
         most: largest number.
         above: every number is larger.
         below: every number is smaller.
         optional: may be None, which is the paper's or the data set's own.
+        each: int or float, of the numbers of a tuple.
+        size: how many numbers a tuple has: three, of R, G and B; None: any.
     """
 
     kind: type
@@ -38,6 +40,8 @@ class Field(NamedTuple):
     above: float = -math.inf
     below: float = math.inf
     optional: bool = False
+    each: type = float
+    size: int | None = 3
 
     def __str__(self) -> str:
         """Says it, e.g. "a number above 0"."""
@@ -48,6 +52,10 @@ class Field(NamedTuple):
             str: "a string",
             tuple: "three numbers such as (127.5, 127.5, 127.5)",
         }
+        if self.size is None:
+            some = "integers such as (0, 1)" if self.each is int else "numbers such as (0.01, 0.03)"
+            kinds[tuple] = f"{some}, each"
+
         bounds = {
             " from": self.least,
             " above": self.above,
@@ -62,8 +70,9 @@ class Field(NamedTuple):
         if value is None:
             return self.optional
         if self.kind is tuple:
-            number = self._replace(kind=float)
-            return isinstance(value, list | tuple) and [*map(number.fits, value)] == [True] * 3
+            number = self._replace(kind=self.each)
+            is_tuple = isinstance(value, list | tuple) and self.size in (None, len(value))
+            return is_tuple and all(map(number.fits, value))
         if isinstance(value, bool) or self.kind in (bool, str):
             return type(value) is self.kind
         return (
@@ -89,6 +98,7 @@ _FIELDS = {
     Field(int, least=0, most=2**31 - 1): "seed",
     Field(int, least=0, most=1024): "dataset.workers",
     Field(int, least=0): "model.drop_strides augment.padding augment.randaugment",
+    Field(int, least=1, most=1024): "replicas",
     Field(int, least=1): "resolution batch_size eval_batch_size log_every",
     Field(int, least=1, optional=True): "dataset.num_classes",
     Field(int, optional=True): "model.hswish_from model.stem",
@@ -109,8 +119,13 @@ _FIELDS = {
     "optimizer.clip_norm",
     Field(tuple): "preprocess.mean",
     Field(tuple, above=0): "preprocess.std",
+    Field(tuple, least=0, most=2**31 - 1, each=int, size=None): "replica.seeds",
+    Field(tuple, above=0, size=None): "replica.learning_rate",
+    Field(tuple, least=0, size=None): "replica.weight_decay",
 }
 FIELDS = {name: field for field, names in _FIELDS.items() for name in names.split()}
+# Fields that came later, at what every config had before.
+_LATER = {"replicas": 1, "replica": {"seeds": [], "learning_rate": [], "weight_decay": []}}
 # What an evaluation reads, as fields or whole sections; all else made the training what it is.
 _EVALUATED = (
     *("resolution", "beta", "eval_batch_size", "distributed"),
@@ -141,6 +156,33 @@ def effective_resolution(resolution: int, beta: float) -> int:
     return rounded
 
 
+class Replica(NamedTuple):
+    """What one of several trainings in one program has of its own.
+
+    Attributes:
+        seed: an integer, or an array of several replicas'.
+        learning_rate: None: the config's.
+        weight_decay: None: the config's.
+    """
+
+    seed: Any
+    learning_rate: Any = None
+    weight_decay: Any = None
+
+    def __str__(self) -> str:
+        """Names it, e.g. "seed_3" or "seed_3,learning_rate_0.01"."""
+        given = [(key, value) for key, value in self._asdict().items() if value is not None]
+        return ",".join(f"{key}_{value}" for key, value in given)
+
+
+def replicas(config: ConfigDict) -> tuple[Replica, ...]:
+    """Returns the trainings that a config describes: one, or as many as `replicas` says."""
+    count, own = config.replicas, config.replica
+    seeds = own.seeds or range(config.seed, config.seed + count)
+    rates, decays = own.learning_rate or [None] * count, own.weight_decay or [None] * count
+    return tuple(map(Replica, seeds, rates, decays))
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields ("section.key", value) for every leaf, in order."""
     for key, value in tree.items():
@@ -164,6 +206,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     # Where a prepared data set lies changes nothing; which folder of photos is read does.
     if config.get("dataset", {}).get("name") != "image_folder":
         without_effect |= {"dataset.data_dir", "dataset.manual_dir"}
+    # A single training is the same whether or not there could have been several.
+    if config.get("replicas") == 1:
+        without_effect |= {name for name, _ in flatten(_LATER)}
     return {key: value for key, value in flatten(config) if key not in without_effect}
 
 
@@ -224,6 +269,7 @@ def check(config: ConfigDict, overrides: Iterable[str] = ()) -> None:
         if not FIELDS[name].fits(value):
             raise InputError(f"{name} must be {FIELDS[name]}, not {value!r}.")
     effective_resolution(config.resolution, config.beta)
+    _check_replicas(config)
     choose("init_source", config.init_source, SOURCES)
     if config.freeze is not None:
         choose("freeze", config.freeze, FROZEN)
@@ -238,6 +284,31 @@ def check(config: ConfigDict, overrides: Iterable[str] = ()) -> None:
     choose("schedule.name", config.schedule.name, SCHEDULE_KEYS)
     for key in overrides:
         _check_used(config, key)
+
+
+def _check_replicas(config: ConfigDict) -> None:
+    """Raises InputError if the replicas are not as many as they shall be, or not different."""
+    count = config.replicas
+    for key, values in config.replica.items():
+        if values and count == 1:
+            raise InputError(f"replica.{key} is set but not used: it needs replicas above 1.")
+        if values and len(values) != count:
+            raise InputError(
+                f"replica.{key} has {len(values)} value{'s'[: len(values) - 1]}, but there are "
+                f"{count} replicas: give {count} values, or none."
+            )
+    if not config.replica.seeds and not FIELDS["seed"].fits(config.seed + count - 1):
+        raise InputError(
+            f"seed is {config.seed}, but the seeds of {count} replicas follow it and must be "
+            f"{FIELDS['seed']}: choose a smaller one."
+        )
+    found = replicas(config)
+    for i, replica in enumerate(found):
+        if replica in found[:i]:
+            raise InputError(
+                f"Replicas {found.index(replica)} and {i} are the same training, {replica}: choose "
+                "other values of replica.seeds."
+            )
 
 
 def _check_used(config: ConfigDict, key: str) -> None:
@@ -256,6 +327,7 @@ def _check_used(config: ConfigDict, key: str) -> None:
                 f"It reads: {', '.join(keys[chosen])}."
             )
     augment, dataset, model = config.augment, config.dataset, config.model
+    own = config.replica
     computed = ("dtype", "depthwise_implementation")  # how, not what
     switches = {name: value for name, value in model.items() if name not in computed}
     spec = build_spec(**switches)
@@ -275,9 +347,13 @@ def _check_used(config: ConfigDict, key: str) -> None:
         "dataset.manual_dir": (f"dataset.name={' or '.join(manual)}", dataset.name in manual),
         "dataset.data_dir": ("dataset.manual_dir=None", not (folder and dataset.manual_dir)),
         "model.depthwise_implementation": ("depthwise convolutions", not model.standard_conv),
+        "seed": ("replica.seeds=()", not own.seeds),
+        "schedule.learning_rate": ("replica.learning_rate=()", not own.learning_rate),
+        "optimizer.weight_decay": ("replica.weight_decay=()", not own.weight_decay),
         "optimizer.weight_decay_depthwise": (
             "optimizer.weight_decay above 0 and depthwise convolutions",
-            config.optimizer.weight_decay > 0 and not model.standard_conv,
+            max(own.weight_decay or [config.optimizer.weight_decay]) > 0
+            and not model.standard_conv,
         ),
         "model.activation_everywhere": (
             "model.activation and linear bottlenecks",
@@ -298,14 +374,14 @@ def _check_used(config: ConfigDict, key: str) -> None:
 
 
 def read(workdir: str | Path) -> dict[str, Any]:
-    """Reads a workdir's config.json, as `plain` gives it.
+    """Reads a workdir's config.json, as `plain` gives it, with the fields that came later.
 
     Raises:
         InputError: if there is none, or it is not a whole config.
     """
     path = Path(workdir) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = {**_LATER, **json.loads(path.read_text(encoding="utf-8"))}
         check_names(ConfigDict(config))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(

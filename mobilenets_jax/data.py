@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -141,6 +141,17 @@ class _Evaluate:
         return {"image": image, "label": np.int32(label), "mask": np.float32(1)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    """Step -> the batches of several streams, stacked."""
+
+    streams: list[grain.MapDataset[dict[str, np.ndarray]]]
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        batches = [stream[step] for stream in self.streams]
+        return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
+
+
 class Batches(Iterator[dict[str, np.ndarray]]):
     """An iterator over batches that is to be closed when done, by `close` or by `with`.
 
@@ -218,7 +229,7 @@ def train_batches(
     dataset: Dataset,
     *,
     batch_size: int,
-    seed: int,
+    seed: int | Sequence[int],
     resolution: int,
     augment: Mapping[str, Any],
     interpolation: str = "bilinear",
@@ -235,7 +246,8 @@ def train_batches(
     Args:
       dataset: what to read.
       batch_size: over all processes.
-      seed: with the step, it determines the batch.
+      seed: with the step, it determines the batch. Of several seeds, each step has the batches of
+        all; the decoded images are kept once.
       resolution: side of the images in pixels.
       augment: the fields of config.augment.
       interpolation: one of augment.INTERPOLATIONS.
@@ -245,8 +257,8 @@ def train_batches(
       process_count: number of shares.
 
     Returns:
-      `{'image': uint8 [b, R, R, 3], 'label': int32 [b]}`, b = batch_size /
-      process_count.
+      `{'image': uint8 [b, R, R, 3], 'label': int32 [b]}`, b = batch_size / process_count; with
+      an axis in front if several seeds are given.
 
     Raises:
       InputError: a value is out of range, or the batch size does not fit the dataset or the
@@ -255,14 +267,23 @@ def train_batches(
     check(augment, interpolation)
     _check_batch_size(batch_size, process_count)
     steps_per_epoch(dataset, batch_size)
-    if not 0 <= seed < 2**32:
-        raise InputError(f"The seed is {seed}: choose an integer from 0 to 2^32 - 1.")
-    examples = grain.MapDataset.source(_Decoded(dataset.train)).seed(seed).shuffle()
-    # Augmented before it is shared out, so that the chance is keyed by the position in the epoch.
-    examples = examples.random_map(_Augment(resolution, dict(augment), interpolation))
-    examples = examples[: len(examples) // batch_size * batch_size]
-    share = examples[process_index::process_count]
-    batches = share.batch(batch_size // process_count, drop_remainder=True).repeat()
+    source, transform = _Decoded(dataset.train), _Augment(resolution, dict(augment), interpolation)
+
+    def stream(seed: int) -> grain.MapDataset[dict[str, np.ndarray]]:
+        if not 0 <= seed < 2**32:
+            raise InputError(f"The seed is {seed}: choose an integer from 0 to 2^32 - 1.")
+        examples = grain.MapDataset.source(source).seed(seed).shuffle()
+        # Augmented before it is shared out: the chance is keyed by the position in the epoch.
+        examples = examples.random_map(transform)
+        examples = examples[: len(examples) // batch_size * batch_size]
+        share = examples[process_index::process_count]
+        return share.batch(batch_size // process_count, drop_remainder=True).repeat()
+
+    if isinstance(seed, int):
+        batches = stream(seed)
+    else:
+        streams = [stream(each) for each in seed]
+        batches = grain.MapDataset.range(len(streams[0])).map(_Stack(streams))
     return _iterate(batches[start_step:], workers)
 
 

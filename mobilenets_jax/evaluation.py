@@ -16,13 +16,23 @@ from mobilenets_jax import checkpoint, data, logs
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.state import TrainState
-from mobilenets_jax.steps import Experiment, build, compile_steps, initial_state, to_devices
+from mobilenets_jax.steps import (
+    Experiment,
+    build,
+    compile_steps,
+    initial_state,
+    placement,
+    to_devices,
+)
 
 PICTURED = 32  # test images in predictions.png
 
 
 class Pictured(NamedTuple):
-    """Some test images, spread evenly over the test split, with the averaged weights' answers."""
+    """Some test images, spread evenly over the test split, with the averaged weights' answers.
+
+    Of several replicas, the first one's.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,7 +41,7 @@ class Pictured(NamedTuple):
 
 def evaluate(
     experiment: Experiment, step_fn: Callable[..., Any], state: TrainState
-) -> tuple[dict[str, dict[str, float]], Pictured]:
+) -> tuple[dict[str, dict[str, Any]], Pictured]:
     """Evaluates the weights and their moving average; every test example counts once.
 
     Args:
@@ -40,9 +50,10 @@ def evaluate(
         state: whose weights.
 
     Returns:
-        `loss`, `accuracy` and `examples` under "test" and "test_ema", and images to show.
+        `loss`, `accuracy` and `examples` under "test" and "test_ema", and images to show. With
+        several replicas, loss and accuracy are lists.
     """
-    config = experiment.config
+    config, where = experiment.config, placement(experiment)
     devices = experiment.sharded.mesh.size
     batches = data.eval_batches(
         experiment.dataset,
@@ -59,17 +70,17 @@ def evaluate(
         "test_ema": (state.ema_params, state.ema_batch_stats),
     }
     names = ("loss", "correct", "examples")
-    sums = {split: dict.fromkeys(names, 0.0) for split in weights}
+    sums: dict[str, dict[str, Any]] = {split: dict.fromkeys(names, 0.0) for split in weights}
     every = max(1, len(experiment.dataset.test) // jax.process_count() // PICTURED)
     seen, shown = 0, 0
     pictured: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     try:
         for batch in batches:
-            placed = to_devices(batch, experiment.sharded)
+            placed = to_devices(batch, where.test)
             results = {split: step_fn(*pair, placed) for split, pair in weights.items()}
             for split, result in results.items():
                 for name in names:
-                    sums[split][name] += float(result[name])
+                    sums[split][name] += np.asarray(result[name], np.float64)
             predicted = _local_rows(results["test_ema"]["predicted"])
             rows = np.arange(-seen % every, len(predicted), every)
             rows = rows[batch["mask"][rows] > 0][: PICTURED - shown]
@@ -80,19 +91,27 @@ def evaluate(
         batches.close()
     results = {
         split: {
-            "loss": total["loss"] / total["examples"],
-            "accuracy": total["correct"] / total["examples"],
-            "examples": total["examples"],
+            "loss": (total["loss"] / total["examples"]).tolist(),
+            "accuracy": (total["correct"] / total["examples"]).tolist(),
+            "examples": float(np.max(total["examples"])),  # the same for all
         }
         for split, total in sums.items()
     }
     return results, Pictured(*map(np.concatenate, zip(*pictured, strict=True)))
 
 
+def replicas_of(experiment: Experiment) -> dict[str, Any]:
+    """Returns what says whose the lists in a result are; nothing of a single training."""
+    replicas = experiment.replicas
+    if len(replicas) == 1:
+        return {}
+    return {"replicas": len(replicas), "seed": [replica.seed for replica in replicas]}
+
+
 def _local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is sharded over its first axis, in order."""
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
+    """This process's rows of an array, in order, whether or not its first axis is sharded."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def chosen_step(manager: ocp.CheckpointManager, best: bool) -> int | None:
@@ -121,7 +140,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, best: bool = False) -> d
             test images, so its accuracy is an optimistic one.
 
     Returns:
-        The results, also written to the workdir's eval.json.
+        The results, also written to the workdir's eval.json; accuracies and losses are lists if
+        there are several replicas.
 
     Raises:
         InputError: if there is no such checkpoint, or it is of another network.
@@ -149,6 +169,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, best: bool = False) -> d
         "test_loss": results["test"]["loss"],
         "test_examples": int(results["test"]["examples"]),
         "resolution": experiment.resolution,
+        **replicas_of(experiment),
         "config": config_lib.plain(config),
         **logs.environment(),
     }

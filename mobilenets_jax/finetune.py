@@ -4,7 +4,9 @@ Owns what a config must have for the weights to be its network's, and what is sa
 nothing of formats and names, nor of what happens after the first state.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from mobilenets_jax.logs import say
 from mobilenets_jax.published import Network, Preprocessing
 from mobilenets_jax.specs import Spec
 from mobilenets_jax.state import TrainState
-from mobilenets_jax.steps import Experiment
+from mobilenets_jax.steps import Experiment, placement
 
 Fields = dict[str, Any]  # of a config's `preprocess`
 
@@ -50,7 +52,13 @@ def load(experiment: Experiment) -> dict[str, Any] | None:
     else:
         network = check_network(config.model.to_dict(), source)
         whose, preprocessed = f"{source}'s {network.name}", _published(network)
-    variables = weights.load(path, experiment.model, source, seed=config.seed)
+    load_for = functools.partial(weights.load, path, experiment.model, source)
+    variables = load_for(seed=experiment.replicas[0].seed)
+    if len(experiment.replicas) > 1:
+        with contextlib.redirect_stdout(None):  # said once is enough
+            others = [load_for(seed=replica.seed) for replica in experiment.replicas[1:]]
+        # The same, but for classifiers that start fresh.
+        variables = jax.tree.map(lambda *leaves: np.stack(leaves), variables, *others)
     frozen = "" if config.freeze is None else f"; the {config.freeze} stays as it is"
     say(f"Starting from {path}, {whose}{frozen}.")
     if network is not None:
@@ -79,7 +87,7 @@ def replace(experiment: Experiment, state: TrainState, variables: dict[str, Any]
         return jax.tree.map(jnp.array, tree)
 
     # Compiled, so that it is placed like the state; each field has buffers of its own.
-    placed = jax.jit(place, out_shardings=experiment.replicated)
+    placed = jax.jit(place, out_shardings=placement(experiment).weights)
     params, batch_stats = variables["params"], variables["batch_stats"]
     return dataclasses.replace(
         state,

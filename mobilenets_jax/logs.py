@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, TextIO
 
@@ -23,6 +23,9 @@ import tqdm
 
 from mobilenets_jax.errors import InputError
 
+# One, or a list of one for each replica.
+Numbers = SupportsFloat | Sequence[float]
+
 
 def append_metrics(
     path: str | Path,
@@ -30,8 +33,8 @@ def append_metrics(
     step: int,
     epoch: float,
     split: str,
-    loss: SupportsFloat,
-    accuracy: SupportsFloat | None = None,
+    loss: Numbers,
+    accuracy: Numbers | None = None,
     images_per_second: float | None = None,
 ) -> None:
     """Appends one JSON object as a line to the file at `path`, complete when this returns.
@@ -41,16 +44,17 @@ def append_metrics(
         step: number of completed training steps.
         epoch: number of completed epochs, fractions included.
         split: "train", "test" or "test_ema".
-        loss: mean loss; null in the file if it is not finite, which JSON cannot say.
-        accuracy: fraction of images classified correctly, in [0, 1].
+        loss: mean loss; null in the file if it is not finite, which JSON cannot say. A list if
+            there are several replicas.
+        accuracy: fraction of images classified correctly, in [0, 1], or a list likewise.
         images_per_second: speed of training, over all devices.
     """
     line = {
         "step": int(step),
         "epoch": float(epoch),
         "split": split,
-        "loss": float(loss),
-        "accuracy": None if accuracy is None else float(accuracy),
+        "loss": _floats(loss),
+        "accuracy": None if accuracy is None else _floats(accuracy),
         "images_per_second": None if images_per_second is None else float(images_per_second),
     }
     path = Path(path)
@@ -145,7 +149,7 @@ class Progress:
 
     def __init__(self, total: int, start: int, every: int, enabled: bool, file: TextIO):
         self._total, self._every, self._enabled, self._file = total, every, enabled, file
-        self._facts: dict[str, SupportsFloat] = {}
+        self._facts: dict[str, Numbers] = {}
         # Step and time of the first report: the step before it compiles.
         self._first: tuple[int, float] | None = None
         self._bar: Any = None
@@ -158,13 +162,14 @@ class Progress:
                 bar_format="step {n_fmt}/{total_fmt} |{bar}| {desc}{remaining} left",
             )
 
-    def __call__(self, step: int, **facts: SupportsFloat) -> None:
+    def __call__(self, step: int, **facts: Numbers) -> None:
         """Reports that `step` is completed.
 
         Args:
             step: number of completed steps.
             **facts: loss, accuracy, images_per_second. One left out keeps its last value. They are
-                converted to numbers, which waits for a device array, only when they are shown.
+                converted to numbers, which waits for a device array, only when they are shown. Of
+                those that are one for each replica, the mean is shown.
         """
         now = time.monotonic()
         self._first = self._first or (step, now)
@@ -206,7 +211,7 @@ class Progress:
             "images_per_second": "{:.0f} images/s",
         }
         return ", ".join(
-            text.format(float(self._facts[name]))
+            text.format(float(np.mean(np.asarray(self._facts[name], np.float64))))
             for name, text in formats.items()
             if name in self._facts
         )
@@ -244,6 +249,11 @@ def say(text: str) -> None:
 
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def means(replicas: int) -> str:
+    """Says behind numbers that they are means, if there are several replicas."""
+    return f", means of {replicas} replicas" if replicas > 1 else ""
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -314,6 +324,10 @@ def git_revision(directory: str | Path) -> str | None:
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _floats(value: Numbers) -> float | list[float]:
+    return [float(each) for each in value] if isinstance(value, Sequence) else float(value)
 
 
 def _plain(value: Any) -> Any:

@@ -37,7 +37,10 @@ _HEAD = "classifier"  # all else is the backbone
 
 
 def learning_rate_schedule(
-    config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int
+    config: ml_collections.ConfigDict,
+    steps_per_epoch: int,
+    total_steps: int,
+    learning_rate: jax.Array | None = None,
 ) -> Schedule:
     """Builds the learning rate as a function of the step.
 
@@ -58,6 +61,7 @@ def learning_rate_schedule(
         config: the `schedule` part of the config.
         steps_per_epoch: updates in one pass over the training images.
         total_steps: updates in the whole training.
+        learning_rate: in the place of the config's, a scalar that may be traced.
 
     Returns:
         A function from step (int or integer array, traced or not) to a float32 scalar.
@@ -67,7 +71,9 @@ def learning_rate_schedule(
     """
     choose("schedule.name", config["name"], SCHEDULE_KEYS)
     name = config["name"]
-    peak = _number(config, "schedule.learning_rate", above=0)
+    peak: Any = _number(config, "schedule.learning_rate", above=0)
+    if learning_rate is not None:
+        peak = learning_rate
     warmup_epochs = _number(config, "schedule.warmup_epochs", least=0)
     warmup = round(warmup_epochs * steps_per_epoch)
     if warmup >= total_steps:
@@ -110,7 +116,10 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: Schedule, params: PyTree
+    config: ml_collections.ConfigDict,
+    schedule: Schedule,
+    params: PyTree,
+    weight_decay: jax.Array | None = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer: gradient of the loss in, change of the parameters out.
 
@@ -137,6 +146,7 @@ def make_optimizer(
         config: the `optimizer` part of the config.
         schedule: the learning rate as a function of the step.
         params: the network's parameters or their shapes; only paths and shapes are used.
+        weight_decay: in the place of the config's, a scalar that may be traced.
 
     Returns:
         A transformation whose `update` needs the parameters too.
@@ -146,11 +156,14 @@ def make_optimizer(
     """
     choose("optimizer.name", config["name"], OPTIMIZER_KEYS)
     name = config["name"]
-    weight_decay = _number(config, "optimizer.weight_decay", least=0)
+    constant = _number(config, "optimizer.weight_decay", least=0)
+    # Of a traced value nothing can be asked, and the state's structure is the same for all.
+    decays = constant > 0 if weight_decay is None else True
+    decay: Any = constant if weight_decay is None else weight_decay
     clip_norm = _number(config, "optimizer.clip_norm", least=0)
     mask = weight_decay_mask(params, depthwise=_flag(config, "optimizer.weight_decay_depthwise"))
     scale = _number(config, "optimizer.backbone_scale", above=0)
-    coupled = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
+    coupled = optax.add_decayed_weights(decay, mask) if decays else optax.identity()
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
 
     def chain(*parts: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -165,7 +178,7 @@ def make_optimizer(
             b1=_number(config, "optimizer.b1", least=0, below=1),
             b2=_number(config, "optimizer.b2", least=0, below=1),
             eps=_number(config, "optimizer.epsilon", above=0),
-            weight_decay=weight_decay,
+            weight_decay=decay,
             mask=mask,
         )
         return chain(clip, adamw)

@@ -42,6 +42,7 @@ from mobilenets_jax.errors import InputError
 from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import MobileNet
 from mobilenets_jax.published import NETWORKS, Preprocessing
+from mobilenets_jax.state import replica
 
 TOP = 5  # classes that are named of each image
 BATCH = 32  # images at a time, at most
@@ -255,12 +256,15 @@ def trained(
         state, meta = checkpoint.restore_arrays(manager, step)
     names = imagenet.readable(meta["class_names"])
     step = int(state["step"])
+    variables, first = {"params": state["ema_params"], "batch_stats": state["ema_batch_stats"]}, ""
+    if config.replicas > 1:
+        variables, first = replica(variables, 0), f", the first of {config.replicas} replicas"
     return _predictor(
         config,
         steps.build_model(config, len(names)),
-        {"params": state["ema_params"], "batch_stats": state["ema_batch_stats"]},
+        variables,
         names,
-        f"{config.model.name} of {workdir}, step {step:,}",
+        f"{config.model.name} of {workdir}, step {step:,}{first}",
         {"workdir": str(workdir), "step": step},
     )
 

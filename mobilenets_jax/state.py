@@ -35,6 +35,22 @@ class TrainState:
     ema_batch_stats: Any
 
 
+# Of several trainings in one program, all but the step has an axis of replicas in front.
+REPLICA_AXES = TrainState(
+    step=None,  # type: ignore[arg-type]
+    params=0,
+    batch_stats=0,
+    opt_state=0,
+    ema_params=0,
+    ema_batch_stats=0,
+)
+
+
+def replica(tree: Any, index: int) -> Any:
+    """Returns one replica's arrays of a tree, such as params, that has those of several."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def init_state(
     model: MobileNet,
     optimizer: optax.GradientTransformation,

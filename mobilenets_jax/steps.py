@@ -6,8 +6,12 @@ batch. Knows nothing of loops, workdirs or files.
 The same code runs on one CPU, several GPUs and several hosts: the batch is sharded over a mesh of
 all devices, the state is replicated, and `jit` adds the communication. BatchNorm's statistics are
 therefore those of the global batch.
+
+Several trainings (`config.replicas`) are the same step under `vmap`. Where the devices can share
+them out evenly, each has whole trainings and they exchange nothing.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +25,7 @@ from ml_collections import ConfigDict
 
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.augment import mix
+from mobilenets_jax.config import Replica
 from mobilenets_jax.datasets import Dataset, open_dataset
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.model import MobileNet, create_model
@@ -31,7 +36,7 @@ from mobilenets_jax.optim import (
     make_optimizer,
     trained,
 )
-from mobilenets_jax.state import TrainState, init_state
+from mobilenets_jax.state import REPLICA_AXES, TrainState, init_state
 
 Batch = dict[str, Any]
 
@@ -43,18 +48,20 @@ class Experiment(NamedTuple):
         config: the experiment's config.
         dataset: opened.
         model: the network.
-        schedule: step -> learning rate.
+        replicas: the trainings, mostly one.
+        schedule: step -> learning rate, of the first replica.
         optimizer: with the schedule in it.
         resolution: side of the images in pixels, beta applied.
         steps_per_epoch: whole batches in the training split.
         total_steps: of the whole training.
-        sharded: places a batch over all devices.
-        replicated: places a state on every device.
+        sharded: places an array's first axis over all devices.
+        replicated: places an array on every device.
     """
 
     config: ConfigDict
     dataset: Dataset
     model: MobileNet
+    replicas: tuple[Replica, ...]
     schedule: Callable[[Any], jax.Array]
     optimizer: optax.GradientTransformation
     resolution: int
@@ -62,6 +69,50 @@ class Experiment(NamedTuple):
     total_steps: int
     sharded: NamedSharding
     replicated: NamedSharding
+
+
+class Placement(NamedTuple):
+    """Where the arrays of the two steps are.
+
+    Attributes:
+        state: of a TrainState, or for a part of it each.
+        weights: of params, batch_stats, and what there is one of for each replica.
+        batch: to train on.
+        test: to evaluate.
+        predicted: classes.
+        spread: whether the devices share out whole replicas.
+    """
+
+    state: Any
+    weights: NamedSharding
+    batch: NamedSharding
+    test: NamedSharding
+    predicted: NamedSharding
+    spread: bool = False
+
+
+def placement(experiment: Experiment) -> Placement:
+    """Returns where the arrays are: each device has whole replicas, or a share of each batch."""
+    sharded, replicated = experiment.sharded, experiment.replicated
+    count = len(experiment.replicas)
+    if count == 1:
+        return Placement(replicated, replicated, sharded, sharded, sharded)
+    # Each process prepares its share of each batch, not whole batches of some replicas.
+    if jax.process_count() > 1 or count % sharded.mesh.size:
+        batch = NamedSharding(sharded.mesh, PartitionSpec(None, *sharded.spec))
+        return Placement(replicated, replicated, batch, sharded, sharded)
+    state = _prefix(replicated, sharded)
+    return Placement(state, sharded, sharded, replicated, replicated, spread=True)
+
+
+def _prefix(step: Any, others: Any) -> TrainState:
+    names = [field.name for field in dataclasses.fields(TrainState)]
+    return TrainState(**{name: step if name == "step" else others for name in names})
+
+
+def _stacked(replicas: tuple[Replica, ...]) -> Replica:
+    """Returns what the replicas have of their own, as arrays."""
+    return jax.tree.map(lambda *values: np.array(values), *replicas)
 
 
 def build_model(config: ConfigDict, num_classes: int) -> MobileNet:
@@ -98,7 +149,10 @@ def build(config: ConfigDict) -> Experiment:
     # 0 is refused by who trains; an evaluation needs no training split of any size.
     steps_per_epoch = max(1, len(dataset.train) // config.batch_size)
     total_steps = max(1, round(config.epochs * steps_per_epoch))
-    schedule = learning_rate_schedule(config.schedule, steps_per_epoch, total_steps)
+    replicas = config_lib.replicas(config)
+    schedule = learning_rate_schedule(
+        config.schedule, steps_per_epoch, total_steps, replicas[0].learning_rate
+    )
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, resolution, resolution, 3)))
     )
@@ -106,9 +160,13 @@ def build(config: ConfigDict) -> Experiment:
         config=config,
         dataset=dataset,
         model=model,
+        replicas=replicas,
         schedule=schedule,
         optimizer=make_optimizer(
-            config.optimizer, schedule, trained(shapes["params"], config.freeze)
+            config.optimizer,
+            schedule,
+            trained(shapes["params"], config.freeze),
+            replicas[0].weight_decay,
         ),
         resolution=resolution,
         steps_per_epoch=steps_per_epoch,
@@ -119,8 +177,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def initial_state(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step, a function of the seed, on every device."""
-    key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0)
+    """Returns the state before the first step, a function of the seed, placed on the devices."""
     init = functools.partial(
         init_state,
         experiment.model,
@@ -128,7 +185,11 @@ def initial_state(experiment: Experiment) -> TrainState:
         experiment.resolution,
         freeze=experiment.config.freeze,
     )
-    return jax.jit(init, out_shardings=experiment.replicated)(key)
+    keys = [jax.random.fold_in(jax.random.key(r.seed), 0) for r in experiment.replicas]
+    if len(keys) == 1:
+        return jax.jit(init, out_shardings=experiment.replicated)(keys[0])
+    several = jax.vmap(init, out_axes=REPLICA_AXES)
+    return jax.jit(several, out_shardings=placement(experiment).state)(jnp.stack(keys))
 
 
 def normalize(image: jax.Array, config: ConfigDict) -> jax.Array:
@@ -138,10 +199,30 @@ def normalize(image: jax.Array, config: ConfigDict) -> jax.Array:
     return (image.astype(jnp.float32) - mean) / std
 
 
+def optimizer_of(
+    experiment: Experiment, replica: Replica, params: Any
+) -> optax.GradientTransformation:
+    """Returns the optimizer with a replica's own learning rate and weight decay, maybe traced."""
+    if replica.learning_rate is None and replica.weight_decay is None:
+        return experiment.optimizer
+    schedule = schedule_of(experiment, replica)
+    return make_optimizer(experiment.config.optimizer, schedule, params, replica.weight_decay)
+
+
+def schedule_of(experiment: Experiment, replica: Replica) -> Callable[[Any], jax.Array]:
+    """Returns step -> learning rate of a replica."""
+    return learning_rate_schedule(
+        experiment.config.schedule,
+        experiment.steps_per_epoch,
+        experiment.total_steps,
+        replica.learning_rate,
+    )
+
+
 def train_step(
-    experiment: Experiment, state: TrainState, batch: Batch
+    experiment: Experiment, state: TrainState, batch: Batch, replica: Replica | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. All its chance is a function of (seed, step).
+    """One update of one training. All its chance is a function of (seed, step).
 
     What `config.freeze` names stays bit for bit as it is, its averages and statistics included.
 
@@ -149,12 +230,14 @@ def train_step(
         experiment: static.
         state: before the update.
         batch: image uint8 `[B, R, R, 3]`, label int32 `[B]`.
+        replica: which training, traced or not; the first by default.
 
     Returns:
         The state after the update, and the batch's mean `loss` and `accuracy` before it.
     """
     config, model = experiment.config, experiment.model
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    replica = replica or experiment.replicas[0]
+    key = jax.random.fold_in(jax.random.key(replica.seed), 1)
     mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     image = normalize(batch["image"], config)
     target: jax.Array = batch["label"]
@@ -184,7 +267,8 @@ def train_step(
         return loss, (logits, updated["batch_stats"])
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(old)
-    updates, opt_state = experiment.optimizer.update(grads, state.opt_state, old)
+    optimizer = optimizer_of(experiment, replica, old)
+    updates, opt_state = optimizer.update(grads, state.opt_state, old)
     new = optax.apply_updates(old, updates)
     ema = functools.partial(ema_update, decay=config.ema_decay, step=state.step)
     ema_params = ema(trained(state.ema_params, freeze), new)
@@ -228,22 +312,51 @@ def eval_step(
 def compile_steps(experiment: Experiment) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Returns jitted `train_step(state, batch)` and `eval_step(params, batch_stats, batch)`.
 
-    The train step donates its state.
+    The train step donates its state. Of several replicas, the results have an axis of them in
+    front, but `predicted` is the first replica's.
     """
-    replicated, sharded = experiment.replicated, experiment.sharded
+    where = placement(experiment)
+    train: Callable[..., Any] = functools.partial(train_step, experiment)
+    evaluate: Callable[..., Any] = functools.partial(eval_step, experiment)
+    if len(experiment.replicas) > 1:
+        train, evaluate = _several(experiment, train, evaluate)
     train = jax.jit(
-        functools.partial(train_step, experiment),
-        in_shardings=(replicated, sharded),
-        out_shardings=replicated,
+        train,
+        in_shardings=(where.state, where.batch),
+        out_shardings=(where.state, where.weights),
         donate_argnums=0,
     )
-    sums = {"loss": replicated, "correct": replicated, "examples": replicated}
+    sums = {"loss": where.weights, "correct": where.weights, "examples": where.weights}
     evaluate = jax.jit(
-        functools.partial(eval_step, experiment),
-        in_shardings=(replicated, replicated, sharded),
-        out_shardings={**sums, "predicted": sharded},
+        evaluate,
+        in_shardings=(where.weights, where.weights, where.test),
+        out_shardings={**sums, "predicted": where.predicted},
     )
     return train, evaluate
+
+
+def _several(
+    experiment: Experiment, train: Callable[..., Any], evaluate: Callable[..., Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Maps the steps of one training over the replicas."""
+    own = _stacked(experiment.replicas)
+    train = jax.vmap(train, in_axes=(REPLICA_AXES, 0, 0), out_axes=(REPLICA_AXES, 0))
+    evaluate = jax.vmap(evaluate, in_axes=(0, 0, None))
+    if placement(experiment).spread:
+        mesh, rows, all_of_it = experiment.sharded.mesh, experiment.sharded.spec, PartitionSpec()
+        state = _prefix(all_of_it, rows)
+        share = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+        train = share(train, in_specs=(state, rows, rows), out_specs=(state, rows))
+        evaluate = share(evaluate, in_specs=(rows, rows, all_of_it), out_specs=rows)
+
+    def train_all(state: TrainState, batch: Batch) -> Any:
+        return train(state, batch, own)
+
+    def evaluate_all(params: Any, batch_stats: Any, batch: Batch) -> Any:
+        results = evaluate(params, batch_stats, batch)
+        return {**results, "predicted": results["predicted"][0]}
+
+    return train_all, evaluate_all
 
 
 def to_devices(batch: Batch, sharding: NamedSharding) -> Batch:

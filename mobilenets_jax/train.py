@@ -17,9 +17,17 @@ from ml_collections import ConfigDict
 from mobilenets_jax import checkpoint, costs, data, finetune, logs, plots
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError
-from mobilenets_jax.evaluation import Pictured, evaluate
+from mobilenets_jax.evaluation import Pictured, evaluate, replicas_of
 from mobilenets_jax.state import TrainState
-from mobilenets_jax.steps import Experiment, build, compile_steps, initial_state, to_devices
+from mobilenets_jax.steps import (
+    Experiment,
+    build,
+    compile_steps,
+    initial_state,
+    placement,
+    schedule_of,
+    to_devices,
+)
 from mobilenets_jax.workdir import claimed, finished
 
 
@@ -45,11 +53,14 @@ class Meter:
 
     A step's loss is looked at one step later, so that the device never waits for the host. A step
     after a pause (the first, which compiles, and those after an evaluation or a save) counts for
-    the means and not for the speed.
+    the means and not for the speed. Losses and accuracies are lists if there are several replicas.
     """
 
-    def __init__(self, saved: dict[str, float] | None = None):
+    def __init__(
+        self, saved: dict[str, Any] | None = None, replicas: tuple[config_lib.Replica, ...] = ()
+    ):
         self.sums = saved or {"loss": 0.0, "accuracy": 0.0, "steps": 0, "timed": 0, "seconds": 0.0}
+        self._replicas = replicas
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._last: float | None = None
         self._line = (self.sums["timed"], self.sums["seconds"])
@@ -68,11 +79,15 @@ class Meter:
         """Looks at the metrics of all steps but the newest `keep`."""
         while len(self._pending) > keep:
             step, metrics = self._pending.pop(0)
-            loss = float(metrics["loss"])
-            if not np.isfinite(loss):
-                raise Diverged(f"the loss is {loss} at step {step}")
-            self.sums["loss"] += loss
-            self.sums["accuracy"] += float(metrics["accuracy"])
+            loss = np.asarray(metrics["loss"], np.float64)
+            if not np.isfinite(loss).all():
+                whose = _whose(~np.isfinite(loss), self._replicas)
+                wrong = loss[~np.isfinite(loss)][0]
+                raise Diverged(f"the loss is {wrong} at step {step}{whose}")
+            accuracy = np.asarray(metrics["accuracy"], np.float64)
+            # As lists, so that they can be saved.
+            self.sums["loss"] = (self.sums["loss"] + loss).tolist()
+            self.sums["accuracy"] = (self.sums["accuracy"] + accuracy).tolist()
             self.sums["steps"] += 1
             now = time.perf_counter()
             if self._last is not None:
@@ -89,12 +104,12 @@ class Meter:
         timed, seconds = self.sums["timed"] - since[0], self.sums["seconds"] - since[1]
         return timed / seconds if timed else None
 
-    def line(self) -> dict[str, float | None]:
+    def line(self) -> dict[str, Any]:
         """Returns the means since the last call, and the steps per second."""
         steps = self.sums["steps"]
         result = {
-            "loss": self.sums["loss"] / steps,
-            "accuracy": self.sums["accuracy"] / steps,
+            "loss": (np.asarray(self.sums["loss"]) / steps).tolist(),
+            "accuracy": (np.asarray(self.sums["accuracy"]) / steps).tolist(),
             "rate": self.rate(self._line),
         }
         self.sums.update(loss=0.0, accuracy=0.0, steps=0)
@@ -102,11 +117,30 @@ class Meter:
         return result
 
 
-def check_finite(state: TrainState, step: int) -> None:
+def _whose(wrong: Any, replicas: tuple[config_lib.Replica, ...]) -> str:
+    """Names the replicas, if there are several, of which something is wrong."""
+    if len(replicas) <= 1:
+        return ""
+    named = [str(replica) for replica, is_wrong in zip(replicas, wrong, strict=True) if is_wrong]
+    return f" of {' and '.join(named)}"
+
+
+def check_finite(
+    state: TrainState, step: int, replicas: tuple[config_lib.Replica, ...] = ()
+) -> None:
     """Raises Diverged if a number of the state is not finite, which a finite loss may hide."""
     for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if not np.isfinite(leaf.addressable_data(0)).all():
-            raise Diverged(f"state{jax.tree_util.keystr(keys)} is not finite after step {step}")
+        # Without a view of the whole, which would get in the way of its donation.
+        shards = leaf.addressable_shards[: 1 if leaf.is_fully_replicated else None]
+        finite = [np.isfinite(shard.data) for shard in shards]
+        if all(each.all() for each in finite):
+            continue
+        whose = ""
+        if len(replicas) > 1:
+            rows = np.concatenate(finite).reshape(len(replicas), -1)
+            whose = _whose(~rows.all(1), replicas)
+        name = jax.tree_util.keystr(keys)
+        raise Diverged(f"state{name}{whose} is not finite after step {step}")
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -131,7 +165,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     experiment = build(config)
     data.steps_per_epoch(experiment.dataset, config.batch_size)
     devices = experiment.sharded.mesh.size
-    if config.batch_size % devices:
+    if config.batch_size % devices and not placement(experiment).spread:
         raise InputError(
             f"batch_size {config.batch_size} cannot be shared by {devices} devices: choose a "
             f"multiple of {devices}."
@@ -153,7 +187,8 @@ def _loop(
     stop_requested: Callable[[int], bool],
     weights: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
-    config, total = experiment.config, experiment.total_steps
+    config, total, replicas = experiment.config, experiment.total_steps, experiment.replicas
+    several, where = len(replicas) > 1, placement(experiment)
     first = jax.process_index() == 0
     spec = experiment.model.spec
     logs.say(
@@ -161,7 +196,8 @@ def _loop(
         f"{config.beta:g} of {config.resolution}), {costs.params(spec):,} parameters, "
         f"{costs.macs(spec, experiment.resolution):,} MACs; {config.dataset.name}: "
         f"{len(experiment.dataset.train):,} training and {len(experiment.dataset.test):,} test "
-        f"images; {total:,} steps of {config.batch_size} on {experiment.sharded.mesh.size} "
+        f"images; {f'{len(replicas)} replicas, ' if several else ''}{total:,} steps of "
+        f"{config.batch_size} on {experiment.sharded.mesh.size} "
         f"{jax.devices()[0].platform} device(s). Workdir: {workdir}"
     )
     step_fn, eval_fn = compile_steps(experiment)
@@ -183,7 +219,8 @@ def _loop(
             written = {line["split"] for line in lines if line["step"] == start}
     eval_steps = max(1, round(config.eval_every * experiment.steps_per_epoch))
     save_steps = max(1, round(config.checkpoint_every * experiment.steps_per_epoch))
-    meter = Meter(meta["meter"])
+    meter = Meter(meta["meter"], replicas)
+    images = config.batch_size * len(replicas)  # a step
     began = time.perf_counter()
 
     def seconds() -> float:
@@ -205,16 +242,30 @@ def _loop(
         values = {key: value for key, value in values.items() if key != "examples"}
         if first and not (step == start and split in written):
             logs.append_metrics(metrics_path, step=step, epoch=epoch, split=split, **values)
-        tags = {f"{split}/{key}": value for key, value in values.items() if value is not None}
-        board.scalars(step, tags)
+        for key, value in values.items():
+            if value is not None:
+                board.scalars(step, curves(f"{split}/{key}", value))
 
-    def evaluate_and_log(step: int) -> tuple[dict[str, dict[str, float]], Pictured]:
+    def curves(tag: str, value: Any) -> dict[str, float]:
+        """Names TensorBoard's curves: one, or one for each replica."""
+        if not isinstance(value, list):
+            return {tag: value}
+        return {f"{tag}/{each}": number for each, number in zip(replicas, value, strict=True)}
+
+    def learning_rates(step: int) -> dict[str, Any]:
+        if not config.replica.learning_rate:
+            return {"learning_rate": experiment.schedule(step - 1)}
+        rates = [schedule_of(experiment, replica)(step - 1) for replica in replicas]
+        return curves("learning_rate", rates)
+
+    def evaluate_and_log(step: int) -> tuple[dict[str, dict[str, Any]], Pictured]:
         results, pictured = evaluate(experiment, eval_fn, state)
         for split, values in results.items():
             write_line(step, split, **values)
         report.write(
-            f"step {step}: test accuracy {results['test']['accuracy']:.4f}, averaged weights "
-            f"{results['test_ema']['accuracy']:.4f}"
+            f"step {step}: test accuracy {np.mean(results['test']['accuracy']):.4f}, averaged "
+            f"weights {np.mean(results['test_ema']['accuracy']):.4f}"
+            f"{logs.means(len(replicas))}"
         )
         return results, pictured
 
@@ -227,11 +278,11 @@ def _loop(
             # A signal came before the evaluation of this step: make up for it.
             evaluation = evaluate_and_log(start)
             manager.delete(start)
-            save(start, evaluation[0]["test_ema"]["accuracy"])
+            save(start, float(np.mean(evaluation[0]["test_ema"]["accuracy"])))
         batches = data.train_batches(
             experiment.dataset,
             batch_size=config.batch_size,
-            seed=config.seed,
+            seed=[replica.seed for replica in replicas] if several else config.seed,
             resolution=experiment.resolution,
             augment=config.augment.to_dict(),
             interpolation=config.preprocess.interpolation,
@@ -244,8 +295,9 @@ def _loop(
             for step in range(start + 1, total + 1):
                 batch = next(batches)
                 if step == 1:
-                    board.image(1, "inputs", plots.image_grid(batch["image"][:64], 8))
-                state, metrics = step_fn(state, to_devices(batch, experiment.sharded))
+                    shown = batch["image"][0] if several else batch["image"]
+                    board.image(1, "inputs", plots.image_grid(shown[:64], 8))
+                state, metrics = step_fn(state, to_devices(batch, where.batch))
                 meter.add(step, metrics)
                 stopping = stop_requested(step)
                 evaluating = step % eval_steps == 0 or step == total
@@ -254,20 +306,22 @@ def _loop(
                     meter.settle()
                     line = meter.line()
                     rate = line.pop("rate")
-                    speed = None if rate is None else rate * config.batch_size
+                    speed = None if rate is None else rate * images
                     write_line(step, "train", images_per_second=speed, **line)
-                    board.scalars(step, {"learning_rate": experiment.schedule(step - 1)})
+                    board.scalars(step, learning_rates(step))
                     facts = line if speed is None else {**line, "images_per_second": speed}
                     report(step, **facts)
                 else:
                     report(step)
                 if saving:
                     meter.settle()
-                    check_finite(state, step)
+                    check_finite(state, step, replicas)
                     evaluation = None
                     if evaluating and not stopping:
                         evaluation = evaluate_and_log(step)
-                    accuracy = evaluation and evaluation[0]["test_ema"]["accuracy"]
+                    accuracy = None
+                    if evaluation:
+                        accuracy = float(np.mean(evaluation[0]["test_ema"]["accuracy"]))
                     save(step, accuracy, force=stopping)
                     meter.pause()
                 if stopping:
@@ -300,14 +354,16 @@ def _loop(
         "macs": costs.macs(spec, experiment.resolution),
         "steps": total,
         "train_seconds": train_seconds,
-        "images_per_second": None if rate is None else rate * config.batch_size,
+        "images_per_second": None if rate is None else rate * images,
         "resolution": experiment.resolution,
         "seed": config.seed,
+        **replicas_of(experiment),
         "config": config_lib.plain(config),
         **logs.environment(),
     }
     if first:
         title = f"{spec.name}, α = {spec.alpha:g}, {config.dataset.name}"
+        title += logs.means(len(replicas))
         plots.curves(metrics_path, workdir / "curves.png", title)
         plots.predictions(
             pictured.images,
@@ -318,9 +374,9 @@ def _loop(
         )
         logs.write_json(workdir / "result.json", result)
     logs.say(
-        f"Finished: test accuracy {result['test_accuracy']:.4f} (averaged weights "
-        f"{result['test_accuracy_ema']:.4f}) on {result['test_examples']:,} images after "
-        f"{train_seconds:.0f} s of training. See {workdir}/result.json, curves.png and "
-        "predictions.png."
+        f"Finished: test accuracy {np.mean(results['test']['accuracy']):.4f} (averaged weights "
+        f"{np.mean(results['test_ema']['accuracy']):.4f}{logs.means(len(replicas))}) on "
+        f"{result['test_examples']:,} images after {train_seconds:.0f} s of training. See "
+        f"{workdir}/result.json, curves.png and predictions.png."
     )
     return result

@@ -27,6 +27,7 @@ from mobilenets_jax.logs import say
 from mobilenets_jax.model import MobileNet, create_model
 from mobilenets_jax.published import SOURCES, Network, Preprocessing
 from mobilenets_jax.specs import Spec
+from mobilenets_jax.state import replica
 from mobilenets_jax.switches import build_spec
 from mobilenets_jax.weights_document import Document
 from mobilenets_jax.weights_files import Arrays
@@ -389,6 +390,10 @@ def _read_workdir(path: Path) -> tuple[Arrays, Spec, dict[str, Any]]:
     with checkpoint.open_manager(path, read_only=True) as manager:
         state, meta = checkpoint.restore_arrays(manager)
     averaged = {"params": state["ema_params"], "batch_stats": state["ema_batch_stats"]}
+    replicas = meta["config"].get("replicas", 1)
+    if replicas > 1:
+        say(f"{path} is a training of {replicas} replicas: taking the first one's weights.")
+        averaged = replica(averaged, 0)
     arrays = {name: np.asarray(a) for name, a in flatten_dict(averaged, sep="/").items()}
     config, classes = meta["config"], arrays["params/classifier/bias"].size
     trained = {key: value for key, value in config["model"].items() if key not in _COMPUTED}

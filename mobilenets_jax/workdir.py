@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from mobilenets_jax import config as config_lib
@@ -37,9 +38,11 @@ def finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        accuracy, averaged = (np.mean(result[k]) for k in ("test_accuracy", "test_accuracy_ema"))
+        several = logs.means(config.replicas)
         logs.say(
-            f"{workdir} is finished: test accuracy {result['test_accuracy']:.4f} (averaged weights "
-            f"{result['test_accuracy_ema']:.4f}). Give another --workdir to train again."
+            f"{workdir} is finished: test accuracy {accuracy:.4f} (averaged weights "
+            f"{averaged:.4f}){several}. Give another --workdir to train again."
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
