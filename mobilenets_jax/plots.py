@@ -34,6 +34,8 @@ MOST_SHOWN = 32  # Images in predictions.png and predict.png.
 def curves(metrics_path: str | Path, out_png: str | Path, title: str) -> Figure:
     """Draws loss and accuracy against epochs, with the final value at the end of each curve.
 
+    Of several replicas, the curve is their mean, and each has a thin line.
+
     Args:
         metrics_path: `metrics.jsonl`, as `logs.append_metrics` writes it.
         out_png: the picture.
@@ -248,10 +250,16 @@ def _panel(axes: Axes, metrics: list[dict], field: str, scale: float, text: str)
         if not points:
             continue
         x = np.array([m["epoch"] for m in points])
-        y = np.array([scale * m[field] for m in points])
-        if split == "train" and len(x) >= _NOISY:
+        each = np.array([scale * np.atleast_1d(m[field]).astype(float) for m in points])
+        noisy = split == "train" and len(x) >= _NOISY
+        y = each.mean(1)
+        if each.shape[1] > 1:
+            for values in each.T:
+                values = smooth(values, len(x) // 20 | 1) if noisy else values
+                axes.plot(x, values, color=color, linewidth=0.7, alpha=0.3)
+        elif noisy:
             axes.plot(x, y, color=color, linewidth=0.8, alpha=0.3)
-            y = smooth(y, len(x) // 20 | 1)
+        y = smooth(y, len(x) // 20 | 1) if noisy else y
         marker = "o" if len(x) == 1 else None
         axes.plot(x, y, color=color, linewidth=width, linestyle=style, marker=marker, label=name)
         ends.append((y[-1], text.format(name, y[-1]), color))
@@ -265,8 +273,9 @@ def _panel(axes: Axes, metrics: list[dict], field: str, scale: float, text: str)
     axes.spines[["top", "right"]].set_visible(False)
     if field == "loss":
         # The first tests of an average over an untrained network would flatten all the rest.
-        losses = [m["loss"] for m in metrics if m["loss"] is not None]
-        train = [m["loss"] for m in metrics if m["split"] == "train" and m["loss"] is not None]
+        known = [m for m in metrics if m["loss"] is not None]
+        losses = [np.mean(np.array(m["loss"], float)) for m in known]
+        train = [loss for m, loss in zip(known, losses, strict=True) if m["split"] == "train"]
         if train and max(losses) > 1.5 * max(train):
             top, bottom = 1.5 * max(train), min(losses)
             axes.set_ylim(bottom - 0.05 * (top - bottom), top)
