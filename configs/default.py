@@ -79,6 +79,7 @@ def base(model: str, dataset: str) -> ConfigDict:
                 "rule": "keras",
                 "standard_conv": placeholder(bool),
                 "linear_bottleneck": placeholder(bool),
+                "expansion": placeholder(int),
                 "residual": placeholder(str),
                 "shortcut": placeholder(str),
                 "se": placeholder(bool),

@@ -101,7 +101,7 @@ _FIELDS = {
     Field(int, least=1, most=1024): "replicas",
     Field(int, least=1): "resolution batch_size eval_batch_size log_every",
     Field(int, least=1, optional=True): "dataset.num_classes",
-    Field(int, optional=True): "model.hswish_from model.stem",
+    Field(int, optional=True): "model.hswish_from model.stem model.expansion",
     Field(float): "optimizer.momentum optimizer.decay optimizer.epsilon optimizer.b1 optimizer.b2 "
     "schedule.learning_rate schedule.warmup_epochs schedule.decay_rate schedule.decay_epochs",
     Field(float, above=0): "optimizer.backbone_scale",

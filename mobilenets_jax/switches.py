@@ -66,6 +66,27 @@ def set_linear_bottleneck(spec: Spec, linear: bool) -> Spec:
     )
 
 
+def set_expansion(spec: Spec, t: int) -> Spec:
+    """Another expansion t in every block that expands: t times the block's input channels.
+
+    V2's are 6 (V2, section 4), V3's differ from block to block. With t = 1 no block has an
+    expand layer; blocks that have none keep none.
+
+    Raises:
+        InputError: for V1, which does not expand, and for another t than 1 to 20.
+    """
+    if isinstance(t, bool) or not isinstance(t, int) or not 1 <= t <= 20:
+        raise InputError(f"expansion must be an integer from 1 to 20, not {t!r}.")
+    if spec.family == "v1":
+        raise InputError(f"{spec.name} has no bottlenecks: expansion needs V2 or V3.")
+    inputs = [spec.stem.out, *(block.out for block in spec.blocks)]
+    blocks = tuple(
+        replace(block, expansion=block.expansion if block.expansion == before else t * before)
+        for block, before in zip(spec.blocks, inputs, strict=False)
+    )
+    return replace(spec, blocks=blocks)
+
+
 def set_residual(spec: Spec, kind: str) -> Spec:
     """The "inverted" residual block of V2 and V3, or the "classical" one (V2, Fig. 3).
 
@@ -279,6 +300,7 @@ SWITCHES: dict[str, Callable[[Spec, Any], Spec]] = {
     "last_stage": set_last_stage,
     "stem": set_stem,
     "shallow": set_shallow,
+    "expansion": set_expansion,
     "residual": set_residual,
     "se": set_se,
     "shortcut": set_shortcut,

@@ -461,6 +461,7 @@ def test_dropout_in_training_only(tiny):
 CHANGES = {
     "last_stage": "original",
     "stem": 32,
+    "expansion": 3,
     "residual": "classical",
     "se": False,
     "shortcut": "none",

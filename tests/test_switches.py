@@ -22,6 +22,7 @@ VALUES = {
     "last_stage": ("original", "shortened"),
     "stem": (16, 32),
     "shallow": (False, True),
+    "expansion": (1, 3, 6),
     "residual": ("inverted", "classical"),
     "se": (False, True),
     "shortcut": ("bottleneck", "expansion", "none"),
@@ -56,7 +57,7 @@ def test_no_switch_is_the_papers_network(name):
     own |= {"standard_conv": False, "shallow": False, "linear_bottleneck": name != V1}
     own |= {"residual": "inverted", "stem": table(name).stem.out}
     if name == V2:
-        own["last_stage"] = "original"
+        own |= {"last_stage": "original", "expansion": 6}
     elif name != V1:
         own["last_stage"] = "shortened"
     assert build_spec(name, **own) == table(name)
@@ -134,6 +135,31 @@ def test_linear_bottleneck(name):
     linear = build_spec(name, linear_bottleneck=True)
     assert {b.projection_activation for b in linear.blocks} == {"linear"}
     assert costs.layers(spec) == costs.layers(base) == costs.layers(linear)
+
+
+@pytest.mark.parametrize("t", [1, 2, 8])
+@pytest.mark.parametrize("name", NOT_V1)
+def test_expansion(name, t):
+    base, spec = table(name), build_spec(name, expansion=t)
+    first, *rest = spec.blocks
+    assert first == base.blocks[0]  # has no expand layer
+    inputs = [block.out for block in spec.blocks]
+    assert [block.expansion for block in rest] == [t * channels for channels in inputs[:-1]]
+    for old, new in zip(base.blocks, spec.blocks, strict=True):
+        assert replace(new, expansion=old.expansion) == old
+    # Every layer of a block that expands costs in proportion to t, but with t = 1 there is none.
+    assert kinds(spec)["expand"] == (0 if t == 1 else len(rest))
+    narrow = build_spec(name, alpha=0.5, expansion=t)
+    inputs = [block.out for block in narrow.blocks]
+    for block, channels in zip(narrow.blocks[1:], inputs, strict=False):
+        assert block.expansion == t * channels
+
+
+def test_expansion_of_v2_is_6_and_v1_has_none():
+    assert build_spec(V2, expansion=6) == table(V2)
+    macs = [costs.macs(build_spec(V2, expansion=t)) for t in range(2, 9)]
+    # The bottlenecks' cost is linear in t.
+    assert len({b - a for a, b in itertools.pairwise(macs)}) == 1
 
 
 @pytest.mark.parametrize("name", NOT_V1)
@@ -336,7 +362,7 @@ def test_every_switch_is_a_change(name):
             except InputError:
                 continue
         assert len(set(specs)) == len(specs), key
-        if specs and key not in ("hswish_from", "se", "timm_variant"):
+        if specs and key not in ("hswish_from", "se", "timm_variant", "expansion"):
             assert table(name) in specs, key
 
 
@@ -394,6 +420,11 @@ def test_timm_variants():
         ({"hswish_from": "14"}, "hswish_from must be one of 112, 56, 28, 14 and 7, not '14'."),
         ({"stem": 24}, "stem must be 16 or 32, not 24."),
         ({"stem": 16.0}, "stem must be 16 or 32, not 16.0."),
+        ({"expansion": 0}, "expansion must be an integer from 1 to 20, not 0."),
+        ({"expansion": 21}, "expansion must be an integer from 1 to 20, not 21."),
+        ({"expansion": True}, "expansion must be an integer from 1 to 20, not True."),
+        ({"expansion": 6.0}, "expansion must be an integer from 1 to 20, not 6.0."),
+        ({"name": V1, "expansion": 6}, "mobilenet_v1 has no bottlenecks: expansion needs V2 or"),
         ({"residual": "classic"}, "Unknown residual 'classic'. Did you mean 'classical'?"),
         ({"shortcut": "expansions"}, "Unknown shortcut 'expansions'. Did you mean 'expansion'?"),
         ({"shortcut": False}, "Unknown shortcut 'False'."),
