@@ -7,8 +7,10 @@ Owns how a network and what varies in it become a run, how a run becomes a confi
 what a run costs. Knows nothing of processes, of folders, and of results.
 """
 
+import bisect
 import functools
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -138,7 +140,8 @@ def network(
     model: str,
     alpha: float | None = None,
     beta: float = 1.0,
-    fields: dict[str, Any] | None = None,
+    epochs: dict[str, float] | None = None,
+    variant: str | None = None,
     **switches: Any,
 ) -> Run:
     """Returns the run of a network.
@@ -148,8 +151,9 @@ def network(
         model: a key of `CONFIGS`.
         alpha: width multiplier; None is the scale's own, `ALPHA`.
         beta: resolution multiplier.
-        fields: more config fields, such as a budget of the experiment's own. They are no factors.
-        **switches: fields of config.model. All are factors; None, the paper's own, is "paper".
+        epochs: of the scales where the experiment's differ from `BUDGETS`.
+        variant: what the switches together are called; it is then the factor in their place.
+        **switches: fields of config.model, each a factor. "paper" is the paper's own.
 
     Raises:
         InputError: for an unknown scale or model.
@@ -157,19 +161,23 @@ def network(
     choose("scale", scale, SCALES)
     choose("model", model, CONFIGS)
     alpha = ALPHA[scale] if alpha is None else alpha
-    chosen = {key: value for key, value in switches.items() if value is not None}
-    shown = {key: "paper" if value is None else value for key, value in switches.items()}
+    shown = switches if variant is None else {"variant": variant}
     # The published widths of V3 are TF-slim's; those of V1 and V2 are the same by every rule.
-    rule = {"rule": "slim"} if "v3" in model and alpha != 1 else {}
-    overrides: dict[str, Any] = {**BUDGETS[scale], **(fields or {})}
+    fields = {"alpha": alpha} | ({"rule": "slim"} if "v3" in model and alpha != 1 else {})
+    fields |= {key: value for key, value in switches.items() if value != "paper"}
+    overrides = dict(BUDGETS[scale])
+    if scale in (epochs or {}):
+        overrides["epochs"] = epochs[scale]
     if beta != 1:
         overrides["beta"] = beta
-    overrides |= {f"model.{key}": v for key, v in ({"alpha": alpha} | rule | chosen).items()}
-    factors = {"model": model, "alpha": alpha, "beta": beta, **shown}
+    overrides |= {f"model.{key}": value for key, value in fields.items()}
     parts = [f"{key}={value:.4g}" for key, value in (("alpha", alpha), ("beta", beta))]
     parts += [f"{key}={value}".lower() for key, value in shown.items()]
     return Run(
-        ",".join((model, *parts)), CONFIGS[model].format(DATASETS[scale]), overrides, factors
+        ",".join((model, *parts)),
+        CONFIGS[model].format(DATASETS[scale]),
+        overrides,
+        {"model": model, "alpha": alpha, "beta": beta, **shown},
     )
 
 
@@ -177,12 +185,31 @@ def compare(
     claim: str,
     a: Run,
     b: Run,
-    paper: float | None,
     source: str,
+    paper: float | None = None,
     metric: str = "test_accuracy_ema",
 ) -> Comparison:
     """Returns the comparison of two runs."""
     return Comparison(claim, a.name, b.name, paper, source, metric)
+
+
+def neighbours(
+    factor: str, runs: Sequence[Run], paper: Sequence[PaperPoint], keys: Sequence[str]
+) -> list[Comparison]:
+    """Returns the comparison of each run with the next one.
+
+    Args:
+        factor: what differs between them.
+        runs: from the one that should be best to the worst.
+        paper: the paper's points.
+        keys: the factors by which a run finds its point.
+    """
+    found = []
+    for a, b in itertools.pairwise(runs):
+        mine, its = ({key: run.factors[key] for key in keys} for run in (a, b))
+        claim = f"{factor} = {a.factors[factor]} is better than {b.factors[factor]}"
+        found.append(compare(claim, a, b, paper[0].source, difference(paper, mine, its)))
+    return found
 
 
 def unique(runs: Iterable[Run]) -> list[Run]:
@@ -267,6 +294,30 @@ def cost(run: Run, seeds: int = 1) -> Cost:
     return Cost(costs.params(network), macs, resolution, steps, seconds)
 
 
+@functools.cache
+def alpha_for(scale: str, model: str, macs: int, **switches: Any) -> float:
+    """Returns the alpha, a multiple of 0.01 up to 5, whose network costs most nearly `macs`.
+
+    Of several that cost the same, the smallest.
+    """
+    checked = config(network(scale, model, **switches))
+    resolution = config_lib.effective_resolution(checked.resolution, checked.beta)
+    switches["drop_strides"] = checked.model.drop_strides
+
+    @functools.cache
+    def costing(percent: int) -> int:
+        rule = "slim" if "v3" in model and percent != 100 else "keras"
+        classes = checked.dataset.num_classes
+        found = build_spec(model, classes, percent / 100, rule=rule, **switches)
+        return costs.macs(found, resolution)
+
+    # A wider network never costs less.
+    percents = range(5, 501)
+    above = bisect.bisect_left(percents, macs, key=costing)
+    best = min(percents[max(0, above - 1) : above + 1], key=lambda p: abs(costing(p) - macs))
+    return percents[bisect.bisect_left(percents, costing(best), key=costing)] / 100
+
+
 # The papers' numbers ------------------------------------------------------------------------
 
 
@@ -287,22 +338,49 @@ def table(paper: str, name: str) -> dict[str, Any]:
 
 
 def points(paper: str, name: str, **factors: Any) -> list[PaperPoint]:
-    """Returns a table's rows as points, `factors` added to each."""
-    found = table(paper, name)
+    """Returns a table's rows as points, `factors` added to each.
 
-    def whole(millions: float | None) -> int | None:
-        return None if millions is None else round(millions * 1_000_000)
-
+    Where a row has no MACs and parameters, but a network that can be counted, they are ours, and
+    the source says so.
+    """
     return [
-        PaperPoint(
-            {"alpha": 1.0, "beta": 1.0, **factors, **row["factors"]},
-            None if row["top1"] is None else round(row["top1"] / 100, 6),
-            whole(row.get("macs_M")),
-            whole(row.get("params_M")),
-            found["source"],
-        )
-        for row in found["rows"]
+        _point(row, factors, table(paper, name)["source"]) for row in table(paper, name)["rows"]
     ]
+
+
+def _point(row: dict[str, Any], factors: dict[str, Any], source: str) -> PaperPoint:
+    factors = {"alpha": 1.0, "beta": 1.0, **factors, **row["factors"]}
+    accuracy = round(row["top1"] / 100, 6)
+    if "variant" in factors:
+        return PaperPoint(factors, accuracy, None, None, source)
+    if "macs_M" not in row:
+        counted = cost(network("full", **factors))
+        source += " (MACs and parameters counted)"
+        return PaperPoint(factors, accuracy, counted.macs, counted.params, source)
+    macs, params = (round(row[key] * 1_000_000) for key in ("macs_M", "params_M"))
+    return PaperPoint(factors, accuracy, macs, params, source)
+
+
+def difference(points: Iterable[PaperPoint], a: dict[str, Any], b: dict[str, Any]) -> float | None:
+    """Returns by how many percentage points `a` is better than `b` in a paper.
+
+    Args:
+        points: of one or more tables; the first that has both counts.
+        a: some or all of a point's factors.
+        b: likewise.
+
+    Returns:
+        The difference of the accuracies, or None if no table has both.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for point in points:
+        for key, factors in (("a", a), ("b", b)):
+            if point.accuracy is not None and factors.items() <= point.factors.items():
+                found.setdefault(point.source, {}).setdefault(key, point.accuracy)
+    for both in found.values():
+        if len(both) == 2:
+            return round(100 * (both["a"] - both["b"]), 3)
+    return None
 
 
 # Experiment files --------------------------------------------------------------------------

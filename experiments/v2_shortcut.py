@@ -2,33 +2,37 @@
 
     python -m experiments.sweep experiments/v2_shortcut.py --workdir=DIR --scale=small --seeds=3
 
-The paper finds the bottlenecks best, expansions 0.4 points and no shortcut 1.4 points worse.
+The figure's curves end at 71.0, 70.6 and 69.6 %.
 
 Finding: not measured.
 """
 
-from experiments.ablation import Comparison, PaperPoint, Run, compare, network, points, table
+from experiments.ablation import Comparison, Run, compare, difference, network, points
 
-MODEL = "mobilenet_v2"
-SOURCE = table("v2", "fig6b")["source"]
-PAPER: list[PaperPoint] = points("v2", "fig6b", model=MODEL)
+MODEL, EPOCHS = "mobilenet_v2", {"small": 2.0}
+PAPER = points("v2", "fig6b", model=MODEL)
 
 
 def runs(scale: str) -> list[Run]:
     """The three shortcuts."""
-    return [network(scale, MODEL, shortcut=kind) for kind in ("bottleneck", "expansion", "none")]
+    kinds = ("bottleneck", "expansion", "none")
+    return [network(scale, MODEL, epochs=EPOCHS, shortcut=kind) for kind in kinds]
 
 
 def comparisons(scale: str) -> list[Comparison]:
-    """Each of the others against the paper's."""
-    bottleneck, expansion, none = runs(scale)
+    """The others against the paper's."""
+    bottleneck, *others = runs(scale)
+    claims = (
+        "Shortcuts between expansions are worse than between bottlenecks",
+        "No shortcuts are worse than shortcuts between bottlenecks",
+    )
     return [
         compare(
-            "Shortcuts between expansions are worse than between bottlenecks",
-            expansion,
+            claim,
+            other,
             bottleneck,
-            -0.4,
-            SOURCE,
-        ),
-        compare("No shortcuts are worse than shortcuts", none, bottleneck, -1.4, SOURCE),
+            PAPER[0].source,
+            difference(PAPER, {"shortcut": other.factors["shortcut"]}, {"shortcut": "bottleneck"}),
+        )
+        for claim, other in zip(claims, others, strict=True)
     ]

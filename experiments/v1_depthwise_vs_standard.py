@@ -1,0 +1,27 @@
+"""What do depthwise separable convolutions lose against standard ones (V1, Table 4)?
+
+    python -m experiments.sweep experiments/v1_depthwise_vs_standard.py --workdir=DIR --scale=small
+
+The paper: 1.1 points of accuracy, for 8.6 times fewer MACs and 7.0 times fewer parameters. What
+that is in time is the question of `depthwise_multiplier_cost`.
+
+Finding: not measured.
+"""
+
+from experiments.ablation import Comparison, Run, compare, difference, network, points
+
+MODEL, EPOCHS = "mobilenet_v1", {"small": 2.0}
+PAPER = points("v1", "table4", model=MODEL)
+
+
+def runs(scale: str) -> list[Run]:
+    """Depthwise separable convolutions, and standard ones."""
+    return [network(scale, MODEL, epochs=EPOCHS, standard_conv=on) for on in (False, True)]
+
+
+def comparisons(scale: str) -> list[Comparison]:
+    """Standard against depthwise."""
+    depthwise, standard = runs(scale)
+    paper = difference(PAPER, {"standard_conv": True}, {"standard_conv": False})
+    claim = "Standard convolutions are better than depthwise separable ones"
+    return [compare(claim, standard, depthwise, PAPER[0].source, paper)]

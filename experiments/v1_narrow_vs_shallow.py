@@ -1,0 +1,30 @@
+"""Is a narrow network better than a shallow one that costs about as much (V1, Table 5)?
+
+    python -m experiments.sweep experiments/v1_narrow_vs_shallow.py --workdir=DIR --scale=small
+
+Narrow is 3/4 of the width; shallow is without the five 14 × 14 × 512 layers. The paper: 3.1 points
+for the narrow one, at 325 and 307 million MACs.
+
+Finding: not measured.
+"""
+
+from experiments.ablation import ALPHA, Comparison, Run, compare, difference, network, points
+
+MODEL, EPOCHS = "mobilenet_v1", {"small": 2.0}
+PAPER = points("v1", "table5", model=MODEL)
+
+
+def runs(scale: str) -> list[Run]:
+    """The narrow network and the shallow one."""
+    return [
+        network(scale, MODEL, alpha=0.75 * ALPHA[scale], epochs=EPOCHS, shallow=False),
+        network(scale, MODEL, epochs=EPOCHS, shallow=True),
+    ]
+
+
+def comparisons(scale: str) -> list[Comparison]:
+    """Narrow against shallow."""
+    narrow, shallow = runs(scale)
+    paper = difference(PAPER, {"shallow": False}, {"shallow": True})
+    claim = "A narrow network is better than a shallow one"
+    return [compare(claim, narrow, shallow, PAPER[0].source, paper)]

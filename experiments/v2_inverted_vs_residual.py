@@ -1,0 +1,37 @@
+"""Is the inverted residual block better than the classical one (V2, section 3.3 and Fig. 3)?
+
+    python -m experiments.sweep experiments/v2_inverted_vs_residual.py --workdir=DIR --scale=small
+
+The paper prefers the inverted one and prints no number. Classical is wide–narrow–wide here, with
+the same chain of 1×1 layers: the depthwise convolution moves to the narrow tensor and the shortcut
+to the wide one. That costs more, since the 1×1 layers that meet at a stride trade places with it;
+so there are two classical networks, of the same width and of the same MACs.
+
+Finding: not measured.
+"""
+
+from experiments.ablation import Comparison, PaperPoint, Run, alpha_for, compare, cost, network
+
+MODEL, EPOCHS = "mobilenet_v2", {"small": 2.0}
+SOURCE = "MobileNetV2 (arXiv:1801.04381v4), section 3.3"
+PAPER: list[PaperPoint] = []
+
+
+def runs(scale: str) -> list[Run]:
+    """Inverted, classical as wide, and classical at the MACs of inverted."""
+    inverted = network(scale, MODEL, epochs=EPOCHS, residual="inverted")
+    alpha = alpha_for(scale, MODEL, cost(inverted).macs, residual="classical")
+    return [
+        inverted,
+        network(scale, MODEL, epochs=EPOCHS, residual="classical"),
+        network(scale, MODEL, alpha, epochs=EPOCHS, residual="classical"),
+    ]
+
+
+def comparisons(scale: str) -> list[Comparison]:
+    """Inverted against both."""
+    inverted, as_wide, at_cost = runs(scale)
+    return [
+        compare("Inverted is better than classical of the same width", inverted, as_wide, SOURCE),
+        compare("Inverted is better than classical of the same MACs", inverted, at_cost, SOURCE),
+    ]
