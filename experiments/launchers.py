@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -63,7 +63,10 @@ class Ended(NamedTuple):
 class Launcher(Protocol):
     """What a sweep needs of a place to run."""
 
-    def start(self, tasks: Sequence[Task]) -> list[Task]:
+    def blocked(self, task: Task) -> bool:
+        """Says whether a task must wait for another process, which trains in its workdir."""
+
+    def start(self, tasks: Iterable[Task]) -> list[Task]:
         """Starts the tasks that there is room for, in order, and returns them."""
 
     def ended(self) -> list[Ended]:
@@ -223,12 +226,17 @@ class Local:
         self._running: dict[Task, tuple[subprocess.Popen, Slot, int]] = {}
         self._stopping = False
 
-    def start(self, tasks: Sequence[Task]) -> list[Task]:
-        """Starts the first tasks that there is room for."""
+    def blocked(self, task: Task) -> bool:
+        """Says whether another process trains in the task's workdir."""
+        return locked(task.directory)
+
+    def start(self, tasks: Iterable[Task]) -> list[Task]:
+        """Starts the first tasks that there is room for; asks for no more of them than that."""
         started: list[Task] = []
-        for task in tasks:
-            alone = task.alone or any(running.alone for running in self._running)
-            if not self._free or (alone and self._running):
+        remaining = iter(tasks)
+        while self._free and not any(running.alone for running in self._running):
+            task = next(remaining, None)
+            if task is None or (task.alone and self._running):
                 break
             slot, begun = self._free.pop(0), begin(task)
             share = self._whole if task.alone else slot
@@ -348,7 +356,7 @@ class Slurm:
             # A training goes on where it was, so it may run out of time as often as it needs.
             self._executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=1000)
             self._executor.update_parameters(**{**defaults, **(parameters or {})})
-        except (RuntimeError, NameError, AssertionError, ValueError, TypeError) as error:
+        except (OSError, RuntimeError, NameError, AssertionError, ValueError, TypeError) as error:
             reason = str(error).partition("\n")[0].rstrip(" .")
             raise InputError(f"Slurm cannot be used ({reason}): see --slurm in --help.") from error
         self._job = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
@@ -356,8 +364,13 @@ class Slurm:
         self._running: dict[Task, Any] = {}
         self._stopping = False
 
-    def start(self, tasks: Sequence[Task]) -> list[Task]:
+    def blocked(self, task: Task) -> bool:
+        """Says no: an entry waits where it runs, and what is in its way may be its own job."""
+        return False
+
+    def start(self, tasks: Iterable[Task]) -> list[Task]:
         """Takes up the jobs of an earlier sweep, and submits an array of the other tasks."""
+        tasks = list(tasks)
         path = self._folder / "jobs.json"
         known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
         new = []
@@ -377,7 +390,7 @@ class Slurm:
             partial = path.with_suffix(".tmp")
             partial.write_text(json.dumps(known, indent=2) + "\n")
             os.replace(partial, path)
-        return list(tasks)
+        return tasks
 
     def ended(self) -> list[Ended]:
         """Returns the tasks whose jobs have ended. What they pickled is not read."""

@@ -130,7 +130,7 @@ def test_what_measures_runs_alone(tmp_path):
     launcher = Local([Slot({}), Slot({})])
     assert launcher.start([a, alone, b]) == [a]
     finish(launcher, 1)
-    assert launcher.start([alone, b]) == [alone]
+    assert launcher.start(iter([alone, b])) == [alone]
     assert launcher.start([b]) == []
     finish(launcher, 1)
     assert launcher.start([b]) == [b]
