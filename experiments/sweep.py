@@ -3,9 +3,9 @@
     python -m experiments.sweep FILE [FILE …] --workdir=DIR [--scale=smoke|small|full] [--seeds=n]
         [--only=PATTERN] [--jobs=N] [--launcher=local|slurm] [--slurm=key=value,…] [--dry_run]
 
-FILE is an experiment's file or name (`ablation.py` says what an experiment is). Each run is a
-training by `mobilenets_jax.main` in DIR/<experiment>/<run>/, all seeds in one program; at scale
-full, one seed after the other in seed_<i>/. log.txt beside its results is what it printed,
+FILE is an experiment's file or name, or "all" (`ablation.py` says what an experiment is). Each run
+is a training by `mobilenets_jax.main` in DIR/<experiment>/<run>/, all seeds in one program; at
+scale full, one seed after the other in seed_<i>/. log.txt beside its results is what it printed,
 error.json why it failed, and DIR/<experiment>/sweep.json what was planned. What is measured
 (`measure.py`) comes after all trainings, one at a time.
 
@@ -564,7 +564,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="an experiment's file or name")
+    add("files", nargs="+", metavar="FILE", help="an experiment's file or name, or all")
     add("--workdir", type=Path, required=True, help="where everything goes")
     add("--scale", choices=ablation.SCALES, default="smoke", help="data set and budget")
     default = ", ".join(f"{scale} {number}" for scale, number in SEEDS.items())
@@ -599,7 +599,10 @@ def run(options: argparse.Namespace) -> int:
         InputError: for bad input.
     """
     experiments = {}
-    for file in options.files:
+    files = [
+        name for file in options.files for name in (ablation.names() if file == "all" else [file])
+    ]
+    for file in files:
         found = plan(file, options.workdir, options.scale, options.seeds)
         experiments[found.name] = found
     planned = list(experiments.values())

@@ -186,6 +186,16 @@ def test_times_are_those_of_finished_runs(tmp_path, three, capsys):
     assert f"1 finished; about {sweep.clock(sum(times[1:]))} left" in lines[4]
 
 
+def test_all_experiments(tmp_path, three, monkeypatch, capsys):
+    other = write_experiment(tmp_path, "clocks", measures=True)
+    monkeypatch.setattr(ablation, "names", lambda: [three, other])
+    assert run("all", f"--workdir={tmp_path / 'out'}", "--dry_run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ["three/a", "three/b", "three/c", "clocks/measure"]
+    assert [line.split()[0] for line in lines[1:5]] == names
+    assert "without 1 that measure" in lines[5]
+
+
 def test_only(tmp_path, three, fake):
     measuring = write_experiment(tmp_path, "clocks", measures=True)
     workdir = tmp_path / "out"
