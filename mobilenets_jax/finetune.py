@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mobilenets_jax import weights
+from mobilenets_jax import weights, weights_networks
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.logs import say
 from mobilenets_jax.published import Network, Preprocessing
@@ -104,7 +104,7 @@ def check_network(model: Mapping[str, Any], source: str) -> Network:
     Raises:
         InputError: if the source has no such network, or has it otherwise; names the fields to set.
     """
-    network, fields = weights.nearest_network(model, source)
+    network, fields = weights_networks.nearest(model, source)
     if fields:
         raise InputError(
             f"{source}'s {network.name} differs from this {model['name']}: set {_flags(fields)} "
@@ -124,7 +124,7 @@ def described_fields(model: Mapping[str, Any], path: Path, network: Spec) -> dic
             f"{path} is of another network than {model['name']}: give the config of a "
             f"{network.name}, as by --config=configs/default.py:model={network.name}."
         )
-    return weights.settled_fields(network, model)
+    return weights_networks.settled_fields(network, model)
 
 
 def check_described(model: Mapping[str, Any], path: Path, network: Spec) -> None:
@@ -134,7 +134,7 @@ def check_described(model: Mapping[str, Any], path: Path, network: Spec) -> None
         InputError: names the fields to set.
     """
     there = {**model, **described_fields(model, path, network)}
-    fields = weights.different_fields(model, there)
+    fields = weights_networks.different_fields(model, there)
     if fields:
         raise InputError(f"{path} is of another network: set {_flags(fields)} for its weights.")
 
@@ -145,7 +145,7 @@ def _flags(fields: Mapping[str, Any], section: str = "model") -> str:
 
 def _say_twins(model: Mapping[str, Any], network: Network) -> None:
     """Says which networks have arrays of the same names and shapes, but compute something else."""
-    twins = weights.twins(model, network)
+    twins = weights_networks.twins(model, network)
     if twins:
         others = " or ".join(f"{twin.name} ({_flags(fields)})" for twin, fields in twins)
         say(f"{network.source}'s files do not say whether they are of {others} instead.")
@@ -206,7 +206,7 @@ def _check_workdir(model: Mapping[str, Any], path: Path) -> list[Fields]:
         preprocessed = [{name: tuple(pixels[name]) for name in ("mean", "std")}]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    fields = weights.different_fields(model, trained)
+    fields = weights_networks.different_fields(model, trained)
     if fields:
         raise InputError(
             f"The workdir {path} is of another network: set {_flags(fields)} for its weights."

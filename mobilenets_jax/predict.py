@@ -1,21 +1,20 @@
 """Predictions for image files: what `--mode=predict` does.
 
-Owns which files are meant, the weights that are used for them, and how the answers are written.
-Knows nothing of flags or of training.
+Owns which files are meant, and how the answers are written; `predictors` has the networks. Knows
+nothing of flags or of training.
 
 An image takes the way that it takes in an evaluation: `data.decode`, `augment.evaluation_transform`
 and `steps.normalize`, at the config's resolution. So, as there, EXIF's orientation is not applied.
 """
 
 import contextlib
-import dataclasses
 import glob
 import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,61 +23,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mobilenets_jax import (
-    builders,
-    checkpoint,
-    data,
-    evaluation,
-    finetune,
-    imagenet,
-    plots,
-    steps,
-    weights,
-)
 from mobilenets_jax import config as config_lib
+from mobilenets_jax import data, plots, predictors, steps
 from mobilenets_jax.augment import evaluation_transform
 from mobilenets_jax.datasets import IMAGE_SUFFIXES
 from mobilenets_jax.errors import InputError
-from mobilenets_jax.fold import fold_batch_norm
-from mobilenets_jax.model import MobileNet
-from mobilenets_jax.published import NETWORKS, Preprocessing
-from mobilenets_jax.state import replica
+from mobilenets_jax.predictors import Predictor
 
 TOP = 5  # classes that are named of each image
 BATCH = 32  # images at a time, at most
 PICTURE = "predict.png"
 ORIENTATION = 0x0112  # EXIF's tag
-# What a prediction reads of a config, as fields or whole sections.
-_READ = (
-    *("resolution", "beta", "eval_batch_size", "init_from", "init_source"),
-    *("model", "preprocess", "dataset.num_classes"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictor:
-    """A network with its weights, ready for images.
-
-    Attributes:
-        config: how images are prepared and how many are predicted at a time.
-        model: the network, with BatchNorm folded.
-        variables: its arrays.
-        class_names: name of each class.
-        origin: what the weights are, in words.
-        facts: the same as JSON's fields.
-    """
-
-    config: ConfigDict
-    model: MobileNet
-    variables: Mapping[str, Any]
-    class_names: tuple[str, ...]
-    origin: str
-    facts: Mapping[str, Any]
-
-    @property
-    def resolution(self) -> int:
-        """Side of the images in pixels."""
-        return config_lib.effective_resolution(self.config.resolution, self.config.beta)
 
 
 class Prediction(NamedTuple):
@@ -111,10 +66,10 @@ def predict(
 
     Args:
         patterns: see `find_images`.
-        config: see `trained` and `published`.
+        config: see `predictors.trained` and `predictors.published`.
         overrides: dotted names of its fields that were set on the command line.
         workdir: where the weights may be, and where the picture goes.
-        best: see `trained`.
+        best: see `predictors.trained`.
         as_json: print one JSON document instead of a table.
 
     Returns:
@@ -126,9 +81,9 @@ def predict(
     files = find_images(patterns)
     with contextlib.redirect_stdout(sys.stderr):
         if config.init_from is None or (workdir / "config.json").exists():
-            predictor = trained(config, overrides, workdir, best)
+            predictor = predictors.trained(config, overrides, workdir, best)
         else:
-            predictor = published(config, overrides)
+            predictor = predictors.published(config, overrides)
         print(f"{predictor.origin}: {len(files):,} image{'s'[: len(files) - 1]}.")
         predictions, images, skipped, to_be_turned = classify(predictor, files)
         for _, reason in skipped:
@@ -223,179 +178,6 @@ def read_image(file: str) -> tuple[np.ndarray, bool]:
         except Exception:  # metadata can be broken in any way, and the image is whole
             orientation = 1
     return image, orientation in range(2, 9)
-
-
-# Networks ---------------------------------------------------------------------------------------
-
-
-def trained(
-    config: ConfigDict, overrides: Sequence[str], workdir: Path, best: bool = False
-) -> Predictor:
-    """Returns the network of a workdir, with the averaged weights of a checkpoint.
-
-    Args:
-        config: how to predict: resolution, preprocessing and batch size may differ from training.
-        overrides: dotted names of its fields that were set on the command line.
-        workdir: with checkpoints/ and config.json.
-        best: the checkpoint whose averaged weights had the highest test accuracy, not the latest.
-
-    Raises:
-        InputError: if there is no such checkpoint, or the config is of another network.
-    """
-    stored = config_lib.read(workdir)
-    had, have = (dict(config_lib.flatten(c)) for c in (stored, config_lib.plain(config)))
-    _check_read(name for name in overrides if have[name] != had[name])
-    config = config_lib.for_evaluation(stored, config, overrides)
-    difference = config_lib.difference(stored["model"], config_lib.plain(config)["model"])
-    if difference:
-        raise InputError(
-            f"The workdir {workdir} is of another network (model.{difference}): give its config."
-        )
-    with checkpoint.open_manager(workdir, read_only=True) as manager:
-        step = evaluation.chosen_step(manager, best)
-        state, meta = checkpoint.restore_arrays(manager, step)
-    names = imagenet.readable(meta["class_names"])
-    step = int(state["step"])
-    variables, first = {"params": state["ema_params"], "batch_stats": state["ema_batch_stats"]}, ""
-    if config.replicas > 1:
-        variables, first = replica(variables, 0), f", the first of {config.replicas} replicas"
-    return _predictor(
-        config,
-        steps.build_model(config, len(names)),
-        variables,
-        names,
-        f"{config.model.name} of {workdir}, step {step:,}{first}",
-        {"workdir": str(workdir), "step": step},
-    )
-
-
-def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
-    """Returns the network of a config with the weights of its `init_from`.
-
-    Fields that were not set on the command line become what belongs to the weights: those of
-    `model` that the source settles, strides too, and resolution and `preprocess` of the first
-    weights that it publishes of the network. A file of our own may say all of these itself.
-
-    Args:
-        config: with `init_from` and `init_source`.
-        overrides: dotted names of the fields that were set on the command line.
-
-    Raises:
-        InputError: as of `weights.load`; if the source has no such network, a field was set to
-            something else than the source has, or a field was set that is not read.
-    """
-    _check_read(overrides)
-    config = config_lib.restore(config_lib.plain(config))
-    source, path = config.init_source, Path(config.init_from).expanduser()
-    if path.is_dir():
-        raise InputError(f"init_from is a directory: give the training by --workdir={path}.")
-    settle = _settle_by_file if source == "native" else _settle_by_source
-    whose, how = settle(config, overrides, path)
-    classes = config.dataset.num_classes
-    if classes is None:
-        raise InputError(
-            "How many classes the weights are of is not known: give --config.dataset.num_classes."
-        )
-    if how is not None:
-        pixels = how._asdict()
-        _set_unset(config, overrides, "", {"resolution": pixels.pop("resolution"), "beta": 1.0})
-        _set_unset(config, overrides, "preprocess", pixels)
-    model = steps.build_model(config, classes)
-    variables = weights.load(path, model, source, fresh_classifier=False)
-    facts = {"weights": str(path), "source": source}
-    names = _class_names(config.dataset.name, classes)
-    return _predictor(config, model, variables, names, f"{whose} of {path}", facts)
-
-
-def _settle_by_source(
-    config: ConfigDict, overrides: Sequence[str], path: Path
-) -> tuple[str, Preprocessing | None]:
-    """Makes `model` a library's network; returns whose it is, and the preprocessing for it."""
-    source = config.init_source
-    _set_unset(config, overrides, "model", _their_fields(config, overrides))
-    network = finetune.check_network(config.model.to_dict(), source)
-    for twin, fields in weights.twins(config.model.to_dict(), network):
-        flags = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
-        print(f"If the file is of {twin.name} instead, which it does not say, give {flags}.")
-    how = network.weights[0].preprocessing if network.weights else None
-    return f"{source}'s {network.name}", how
-
-
-def _settle_by_file(
-    config: ConfigDict, overrides: Sequence[str], path: Path
-) -> tuple[str, Preprocessing | None]:
-    """Makes `model` the network that a file of our own says it is of, if it does; the same."""
-    whose, described = f"our {config.model.name}", weights.describe(path)
-    if described is None:
-        return whose, None
-    network = described.network
-    fields = finetune.described_fields(config.model.to_dict(), path, network)
-    _set_unset(config, overrides, "model", fields)
-    finetune.check_described(config.model.to_dict(), path, network)
-    if config.dataset.num_classes is None:
-        config.dataset.num_classes = network.num_classes
-    return whose, described.preprocessing
-
-
-def _check_read(names: Iterable[str]) -> None:
-    """Raises InputError for a field that a prediction does not read."""
-    for name in names:
-        if name not in _READ and name.partition(".")[0] not in _READ:
-            raise InputError(f"{name} is set but not used: a prediction does not read it.")
-
-
-def _their_fields(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns the fields of `model` for the source's network that is most like what was asked for.
-
-    Asked for are the network's name, its alpha and what was set on the command line.
-    """
-    source, model = config.init_source, config.model.to_dict()
-    asked = {k: v for k, v in model.items() if k in ("name", "alpha") or f"model.{k}" in overrides}
-    found = []
-    for network in NETWORKS:
-        if (network.source, network.model) == (source, config.model.name):
-            fields = {**model, "drop_strides": 0, **network.arguments, **asked}
-            _, wrong = weights.nearest_network(fields, source)
-            fields |= {key: value for key, value in wrong.items() if key not in asked}
-            plainness = len(network.arguments), network.name.startswith("tf_")
-            found.append(
-                (len(wrong.keys() & asked), network.alpha != model["alpha"], plainness, fields)
-            )
-    return min(found, key=lambda each: each[:3])[3] if found else {}
-
-
-def _set_unset(
-    config: ConfigDict, overrides: Sequence[str], section: str, fields: Mapping[str, Any]
-) -> None:
-    """Sets fields of a section, but for those that were set on the command line."""
-    for name, value in fields.items():
-        dotted = f"{section}.{name}" if section else name
-        if dotted not in overrides:
-            config.update_from_flattened_dict({dotted: value})
-
-
-def _class_names(dataset: str, classes: int) -> tuple[str, ...]:
-    """Names of a data set's classes where they are known without it, else numbers."""
-    known: dict[str, Sequence[str]] = {
-        "imagenet2012": tuple(imagenet.classes().values()),
-        "digits": builders.Digits.classes,
-        "fashion_mnist": builders.FashionMnist32.classes,
-    }
-    names = tuple(known.get(dataset, ()))
-    return names if len(names) == classes else tuple(f"class {i}" for i in range(classes))
-
-
-def _predictor(
-    config: ConfigDict,
-    model: MobileNet,
-    variables: Mapping[str, Any],
-    names: tuple[str, ...],
-    origin: str,
-    facts: Mapping[str, Any],
-) -> Predictor:
-    folded, folded_variables = fold_batch_norm(model, variables)
-    facts = {"network": config.model.name, **facts}
-    return Predictor(config, folded, folded_variables, names, origin, facts)
 
 
 # Predicting -------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """Published weights in, same logits out; weights out again.
 
-Owns what it takes for a file to be a network's weights: the network that fits a source, and strict
-loading and saving. The names are in `weights_names`, the formats in `weights_files`, the published
-networks in `published`. Knows nothing of training.
+Owns what it takes for a file to be a network's weights: strict loading and saving. The names are in
+`weights_names`, the formats in `weights_files`, what a file of ours says of itself in
+`weights_document`, the published networks in `published`, and which of them a network is in
+`weights_networks`. Knows nothing of training.
 
     model = weights.model_for("timm", "mobilenetv2_120d")
     variables = weights.load("mobilenetv2_120d.safetensors", model, source="timm")
     weights.save(variables, "mine.safetensors", model, naming="timm")
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mobilenets_jax import checkpoint, published, weights_document, weights_files, weights_names
+from mobilenets_jax import (
+    checkpoint,
+    published,
+    weights_document,
+    weights_files,
+    weights_names,
+    weights_networks,
+)
 from mobilenets_jax.config import effective_resolution
 from mobilenets_jax.errors import InputError, choose
 from mobilenets_jax.logs import say
 from mobilenets_jax.model import MobileNet, create_model
-from mobilenets_jax.published import SOURCES, Network, Preprocessing
+from mobilenets_jax.published import SOURCES, Preprocessing
 from mobilenets_jax.specs import Spec
 from mobilenets_jax.state import replica
 from mobilenets_jax.switches import build_spec
@@ -35,18 +42,6 @@ from mobilenets_jax.weights_names import Slot
 
 preprocessing = published.preprocessing
 NAMINGS = ("timm", "torchvision", "native")
-# Fields of a spec that do not change what a trained network computes.
-_WITHOUT_EFFECT = (
-    *("name", "num_classes", "alpha", "rule", "dropout", "bn_momentum"),
-    *("fixed_ends", "stages"),
-)
-# Fields of a config's `model` that say how to compute, and not what.
-_COMPUTED = ("dtype", "depthwise_implementation")
-# Those that a source does not settle: its arrays are the same with any.
-_FREE = ("name", "alpha", "drop_strides", "dropout", "bn_momentum", *_COMPUTED)
-# Those that are numbers of the network, as the spec has them.
-_SETTLED = ("alpha", "rule", "padding", "bn_epsilon", "bn_momentum", "dropout", "se_gate")
-_PLAIN = {"rule": "keras", "activation_everywhere": False}  # every other field's is None
 
 
 def arguments(source: str, name: str, alpha: float = 1.0) -> dict[str, Any]:
@@ -81,128 +76,6 @@ def model_for(source: str, name: str, alpha: float = 1.0, num_classes: int = 100
         InputError: as of `arguments`, and for an alpha or a number of classes that cannot be.
     """
     return create_model(num_classes=num_classes, **arguments(source, name, alpha))
-
-
-def nearest_network(model: Mapping[str, Any], source: str) -> tuple[Network, dict[str, Any]]:
-    """Returns a source's network that is most like the one of a config.
-
-    Args:
-        model: the fields of a config's `model`. Strides, dropout and BatchNorm's momentum may be
-            any.
-        source: "timm", "torchvision" or "keras".
-
-    Returns:
-        The network, at the config's alpha, and the fields that the config has otherwise, with the
-        network's values.
-
-    Raises:
-        InputError: if the source has no such network.
-    """
-    found = _candidates(model, source)
-    if not found:
-        published.find(source, model["name"])  # raises
-    return min(
-        found,
-        key=lambda pair: (
-            len(pair[1]),
-            pair[0].alpha != model["alpha"],
-            len(pair[0].arguments),
-            pair[0].name.startswith("tf_"),
-        ),
-    )
-
-
-def twins(model: Mapping[str, Any], network: Network) -> list[tuple[Network, dict[str, Any]]]:
-    """Returns the networks of the same arrays as another that differ in what no array shows.
-
-    Args:
-        model: the fields of a config's `model`.
-        network: what it is, by `nearest_network`.
-
-    Returns:
-        Each with the fields that it would need.
-    """
-    others = _candidates(model, network.source)
-    hidden = {"padding", "bn_epsilon"}
-    return [
-        (other, fields)
-        for other, fields in others
-        if other.alpha == network.alpha and fields and fields.keys() <= hidden
-    ]
-
-
-def _candidates(model: Mapping[str, Any], source: str) -> list[tuple[Network, dict[str, Any]]]:
-    """Each network of a source by a config's name, and the fields that the config has otherwise."""
-    found = []
-    for network in published.NETWORKS:
-        if (network.source, network.model) != (source, model["name"]):
-            continue
-        theirs = {key: v for key, v in network.arguments.items() if key not in _FREE}
-        wanted = theirs | {
-            key: _PLAIN.get(key) for key in model if key not in theirs and key not in _FREE
-        }
-        strides = {key: model[key] for key in ("name", "alpha", "drop_strides")}
-        spec = build_spec(**strides, **wanted)
-        fields = {}
-        for key, value in wanted.items():
-            if model[key] != value and not _is_same(strides | wanted | {key: model[key]}, spec):
-                fields[key] = value
-        if network.alpha != model["alpha"]:
-            network = network._replace(name=network.model, weights=())
-        found.append((network, fields))
-    return found
-
-
-def settled_fields(network: Spec, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a config's `model` that a network settles, whatever made its rows.
-
-    They are its numbers, and how many strides it drops. What else made its rows, such as
-    `activation`, does not follow from them.
-
-    Args:
-        network: as by `describe`.
-        model: the fields of a config's `model` of the same name.
-    """
-    fields = {key: getattr(network, key) for key in _SETTLED}
-    rows = {key: value for key, value in model.items() if key not in _COMPUTED} | fields
-    for n in range(1 + len(network.blocks)):
-        spec = build_spec(**rows | {"drop_strides": n})
-        if 2 not in _strides(spec) or _halved(spec) >= _halved(network):
-            break
-    return {**fields, "drop_strides": n}
-
-
-def _strides(spec: Spec) -> list[int]:
-    return [spec.stem.strides, *(block.strides for block in spec.blocks)]
-
-
-def _halved(spec: Spec) -> int:
-    """At which layer a network first halves the image; how many it has if none does."""
-    return [*_strides(spec), 2].index(2)
-
-
-def different_fields(model: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a config's `model` to set for the network of another config.
-
-    Args:
-        model: the fields of the one.
-        stored: those of the other, whose values are returned.
-    """
-    there = {key: value for key, value in stored.items() if key not in _COMPUTED}
-    spec = build_spec(**there)
-    return {
-        key: value
-        for key, value in there.items()
-        if model.get(key) != value and not _is_same(there | {key: model.get(key)}, spec)
-    }
-
-
-def _is_same(switches: Mapping[str, Any], spec: Spec) -> bool:
-    """Whether the switches make a network that computes what another does."""
-    try:
-        return _difference(build_spec(**switches), spec) is None
-    except InputError:  # Not beside the others.
-        return False
 
 
 def load(
@@ -331,7 +204,7 @@ def save(
     _check_unfolded(model)
     told, document = {}, None
     if naming != "native":
-        told = _check_fits(model.spec, naming)
+        told = weights_networks.check_library_builds(model.spec, naming)
         if preprocessing is not None:
             raise InputError(
                 f"Files with {naming}'s names hold no preprocessing: leave it out, or save with "
@@ -396,7 +269,9 @@ def _read_workdir(path: Path) -> tuple[Arrays, Spec, dict[str, Any]]:
         averaged = replica(averaged, 0)
     arrays = {name: np.asarray(a) for name, a in flatten_dict(averaged, sep="/").items()}
     config, classes = meta["config"], arrays["params/classifier/bias"].size
-    trained = {key: value for key, value in config["model"].items() if key not in _COMPUTED}
+    trained = {
+        key: value for key, value in config["model"].items() if key not in weights_networks.COMPUTED
+    }
     return arrays, build_spec(num_classes=classes, **trained), config
 
 
@@ -447,7 +322,7 @@ def _without_counters(arrays: Arrays, slots: list[Slot]) -> Arrays:
 
 def _check_same(what: str, found: Spec, needed: Spec, made: str) -> None:
     """Raises InputError if weights say that they are of another network; names a field of it."""
-    difference = _difference(found, needed)
+    difference = weights_networks.difference(found, needed)
     if difference is None:
         return
     # Whence the rest differs.
@@ -551,67 +426,3 @@ def _check_unfolded(model: MobileNet) -> None:
             f"This {model.spec.name} is folded, so it has none of the BatchNorm that files of "
             "weights hold: load and save the network that fold.fold_batch_norm was given."
         )
-
-
-def _difference(found: Spec, needed: Spec) -> tuple[str, Any, Any] | None:
-    """The first field in which two networks compute something else, with both values."""
-
-    def fields(row: Any, prefix: str, but: tuple[str, ...] = ()) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(row):
-            value = getattr(row, field.name)
-            if field.name in but:
-                continue
-            if field.name == "blocks":
-                values["blocks"] = len(value)
-                for i, block in enumerate(value):
-                    values |= fields(block, f"blocks_{i}.")
-            elif dataclasses.is_dataclass(value):
-                values |= fields(value, f"{field.name}.")
-            else:
-                values[prefix + field.name] = value
-        return values
-
-    one, other = (fields(spec, "", _WITHOUT_EFFECT) for spec in (found, needed))
-    for key in dict.fromkeys([*one, *other]):
-        if one.get(key) != other.get(key):
-            return key, one.get(key), other.get(key)
-    return None
-
-
-def _check_fits(spec: Spec, source: str) -> dict[str, Any]:
-    """Checks that a library can build this network.
-
-    Returns:
-        What has to be told to timm's `create_model` beyond the name of the network.
-
-    Raises:
-        InputError: names a field that the library has otherwise.
-    """
-    differences, fitting = [], []
-    for network in published.NETWORKS:
-        if (network.source, network.model) != (source, spec.name):
-            continue
-        theirs = build_spec(spec.name, alpha=spec.alpha, **network.arguments)
-        told: dict[str, Any] = {}
-        if source == "timm" and spec.padding in ("same", "symmetric"):
-            if spec.padding != theirs.padding:
-                told["pad_type"] = "same" if spec.padding == "same" else ""
-            if spec.bn_epsilon != theirs.bn_epsilon:
-                told["bn_eps"] = spec.bn_epsilon
-            theirs = dataclasses.replace(theirs, padding=spec.padding, bn_epsilon=spec.bn_epsilon)
-        difference = _difference(spec, theirs)
-        if difference is None:
-            fitting.append(told)
-        else:
-            differences.append(difference)
-    if fitting:
-        return min(fitting, key=len)
-    if not differences:
-        raise InputError(f"{source} has no {spec.name}: save it with naming='native'.")
-    field, here, there = differences[0]
-    raise InputError(
-        f"{source} does not build this {spec.name} ({field} is {here!r} here and {there!r} there): "
-        f"create it by weights.model_for('{source}', '{spec.name}'), or save it with "
-        "naming='native'."
-    )

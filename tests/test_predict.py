@@ -25,6 +25,7 @@ from mobilenets_jax import (
     main,
     plots,
     predict,
+    predictors,
     steps,
     weights,
     weights_files,
@@ -477,12 +478,12 @@ def test_timms_network_and_preprocessing_without_being_told(
 )
 def test_what_is_not_set_becomes_the_sources(source, model, fields, set_by_source, monkeypatch):
     monkeypatch.setattr(weights, "load", lambda *arguments, **options: {})
-    monkeypatch.setattr(predict, "fold_batch_norm", lambda model, variables: (model, variables))
+    monkeypatch.setattr(predictors, "fold_batch_norm", lambda model, variables: (model, variables))
     config = default.get_config(f"model={model},dataset=digits")
     assert config.model.drop_strides
     config.model.update(se=True, **fields)  # squeeze-and-excite is not asked for
     config.update(init_from="theirs", init_source=source, beta=0.5)
-    found = predict.published(config, [f"model.{name}" for name in fields]).config
+    found = predictors.published(config, [f"model.{name}" for name in fields]).config
     expected = {"drop_strides": 0, "se": None, **set_by_source, **fields}
     assert {name: found.model[name] for name in expected} == expected
     assert (found.resolution, found.beta) == (224, 1.0)
@@ -592,7 +593,7 @@ def test_a_file_of_our_own_of_another_network(
 
 
 def test_a_workdir_with_a_training_comes_before_a_file(cli, photos, workdir, monkeypatch):
-    monkeypatch.setattr(predict, "published", None)
+    monkeypatch.setattr(predictors, "published", None)
     stored = json.loads((workdir / "config.json").read_text())
     changed = {**stored, "init_from": "weights.npz"}
     monkeypatch.setattr(config_lib, "read", lambda path: changed)
@@ -649,10 +650,10 @@ def test_weights_that_do_not_fit(published, photos, file, argument, fields, mess
 
 
 def test_names_of_classes():
-    assert predict._class_names("imagenet2012", 1000)[281] == "tabby"
-    assert predict._class_names("fashion_mnist", 10)[9] == "Ankle boot"
-    assert predict._class_names("imagenet2012", 2) == ("class 0", "class 1")
-    assert predict._class_names("image_folder", 1) == ("class 0",)
+    assert predictors._class_names("imagenet2012", 1000)[281] == "tabby"
+    assert predictors._class_names("fashion_mnist", 10)[9] == "Ankle boot"
+    assert predictors._class_names("imagenet2012", 2) == ("class 0", "class 1")
+    assert predictors._class_names("image_folder", 1) == ("class 0",)
 
 
 # Arguments --------------------------------------------------------------------------------------
