@@ -206,18 +206,22 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     # Where a prepared data set lies changes nothing; which folder of photos is read does.
     if config.get("dataset", {}).get("name") != "image_folder":
         without_effect |= {"dataset.data_dir", "dataset.manual_dir"}
-    # A single training is the same whether or not there could have been several.
-    if config.get("replicas") == 1:
-        without_effect |= {name for name, _ in flatten(_LATER)}
-    return {key: value for key, value in flatten(config) if key not in without_effect}
+    before = dict(flatten(_LATER))
+    return {
+        key: value
+        for key, value in flatten(config)
+        # A training is the same with a field that came later, at what it was before.
+        if key not in without_effect and not (key in before and value == before[key])
+    }
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Says how two plain configs differ, e.g. "batch_size is 64 there and 32 here", or ""."""
-    there, here = identity(old), identity(new)
+    there, here, before = identity(old), identity(new), dict(flatten(_LATER))
     for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key):
-            return f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        one, other = (fields.get(key, before.get(key)) for fields in (there, here))
+        if one != other:
+            return f"{key} is {one!r} there and {other!r} here"
     return ""
 
 
@@ -232,7 +236,8 @@ def check_name(name: str) -> None:
     """
     if name in FIELDS:
         return
-    same = [key for key in FIELDS if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    leaves = {key: key.rpartition(".")[2] for key in FIELDS if not key.startswith("replica.")}
+    same = [key for key, leaf in leaves.items() if leaf == name.rpartition(".")[2]]
     hint = f" Did you mean '{same[0]}'?" if len(same) == 1 else nearest(name, FIELDS)
     raise InputError(
         f"Unknown config field '{name}'.{hint or ' Choose one of those in configs/default.py.'}"
@@ -381,7 +386,9 @@ def read(workdir: str | Path) -> dict[str, Any]:
     """
     path = Path(workdir) / "config.json"
     try:
-        config = {**_LATER, **json.loads(path.read_text(encoding="utf-8"))}
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            config = {**_LATER, **config}
         check_names(ConfigDict(config))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(

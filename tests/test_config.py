@@ -123,8 +123,12 @@ def test_a_value_of_another_type_is_refused(name):
         int: [1.5, True, "1", float("nan")],
         float: ["1", True, float("nan"), float("inf"), -float("inf")],
         str: [1, True, ("a",)],
-        tuple: [1.0, "abc", (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), (1.0, 2.0, "3"), (1.0, 2.0, True)],
+        tuple: [1.0, "abc", (1.0, 2.0, "3"), (1.0, 2.0, True)],
     }[field.kind]
+    if field.size == 3:
+        wrong = [*wrong, (1.0, 2.0), (1.0, 2.0, 3.0, 4.0)]
+    if field.each is int:
+        wrong = [*wrong, (0, 1.0)]
     for value in wrong if field.optional else [*wrong, None]:
         if value is None and field.optional:
             continue
@@ -141,7 +145,8 @@ def test_a_value_of_another_type_is_refused(name):
 )
 def test_bounds(name):
     field = config_lib.FIELDS[name]
-    step = 1 if field.kind is int else 1e-6
+    whole = int in (field.kind, field.each)
+    step = 1 if whole else 1e-6
     inside, outside = [], []
     for bound, sign, included in (
         (field.least, -1, True),
@@ -150,13 +155,15 @@ def test_bounds(name):
         (field.below, 1, False),
     ):
         if np.isfinite(bound):
-            beyond = bound + sign * (step if field.kind is int else max(step, abs(bound) * step))
+            beyond = bound + sign * (step if whole else max(step, abs(bound) * step))
             (inside if included else outside).append(bound)
             outside.append(beyond)
             inside.append(bound - (beyond - bound))
     for values, right in ((inside, True), (outside, False)):
         for number in values:
-            value = (1.0, 1.0, float(number)) if field.kind is tuple else number
+            value = number
+            if field.kind is tuple:
+                value = (1, 1, int(number)) if whole else (1.0, 1.0, float(number))
             assert field.fits(value) is right, (name, value)
 
 
@@ -171,6 +178,8 @@ def test_messages_say_the_range():
         "model.stem": "an integer, or None",
         "dataset.num_classes": "an integer from 1, or None",
         "preprocess.std": "three numbers such as (127.5, 127.5, 127.5) above 0",
+        "replica.seeds": "integers such as (0, 1), each from 0 to 2147483647",
+        "replica.learning_rate": "numbers such as (0.01, 0.03), each above 0",
     }
     assert {name: str(config_lib.FIELDS[name]) for name in expected} == expected
 
@@ -323,6 +332,8 @@ def unread(monkeypatch, tmp_path, change=lambda config: None):
 # `train` hands this section on as a whole: test_every_field_of_augment_has_an_effect has its proof.
 HANDED_ON = {name for name in config_lib.FIELDS if name.startswith("augment.")}
 HANDED_ON -= {"augment.mixup", "augment.cutmix"}
+# `config.replicas` reads these for all others: tests/test_replicas.py.
+HANDED_ON |= {"replicas", "replica.seeds", "replica.weight_decay"}
 
 
 def test_every_field_is_read(monkeypatch, tmp_path):
@@ -573,6 +584,66 @@ def test_what_is_frozen_must_come_from_somewhere():
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"replicas": 3}, ""),
+        ({"replicas": 2, "replica__seeds": (7, 3)}, ""),
+        ({"replicas": 2, "replica__seeds": (7, 7), "replica__weight_decay": (0.0, 0.1)}, ""),
+        ({"replica__seeds": (3,)}, "replica.seeds is set but not used: it needs replicas above 1."),
+        ({"replicas": 0}, "replicas must be an integer from 1 to 1024, not 0."),
+        ({"replicas": 3, "replica__learning_rate": (0.1, 0.2)},
+         "replica.learning_rate has 2 values, but there are 3 replicas: give 3 values, or none."),
+        ({"replicas": 2, "replica__seeds": (5,)},
+         "replica.seeds has 1 value, but there are 2 replicas: give 2 values, or none."),
+        ({"replicas": 2, "replica__seeds": (7, -1)},
+         "replica.seeds must be integers such as (0, 1), each from 0 to 2147483647, not (7, -1)."),
+        ({"replicas": 2, "replica__learning_rate": (0.1, 0)},
+         "replica.learning_rate must be numbers such as (0.01, 0.03), each above 0, not (0.1, 0)."),
+        ({"replicas": 3, "replica__seeds": (7, 8, 7)},
+         "Replicas 0 and 2 are the same training, seed_7: choose other values of replica.seeds."),
+        ({"replicas": 2, "seed": 2**31 - 1},
+         "seed is 2147483647, but the seeds of 2 replicas follow it and must be an integer from 0 "
+         "to 2147483647: choose a smaller one."),
+    ],
+)  # fmt: skip
+def test_replicas_are_as_many_as_they_shall_be_and_different(fields, message):
+    assert refusal(build(**fields)) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "useless"),
+    [
+        ("seed", {"replica__seeds": (1, 2)}, "replica.seeds=()"),
+        ("schedule.learning_rate", {"replica__learning_rate": (0.1, 0.2)},
+         "replica.learning_rate=()"),
+        ("optimizer.weight_decay", {"replica__weight_decay": (0.1, 0.2)},
+         "replica.weight_decay=()"),
+    ],
+)  # fmt: skip
+def test_what_each_replica_has_of_its_own_is_not_read_elsewhere(name, fields, useless):
+    config = build(replicas=2, **fields)
+    assert refusal(config, name) == f"{name} is set but not used: it needs {useless}."
+    assert refusal(build(replicas=2), name) == ""
+
+
+def test_replicas_on_the_command_line():
+    def parsed(*arguments):
+        config = "--config=configs/v2.py"
+        return main.parse(["main", config, *(f"--config.{argument}" for argument in arguments)])
+
+    config = parsed("replicas=2", "replica.learning_rate=(0.01,0.03)", "replica.seeds=4,7").config
+    assert config.replica.learning_rate == (0.01, 0.03)
+    assert config.replica.seeds == (4, 7)
+    assert config_lib.replicas(config) == ((4, 0.01, None), (7, 0.03, None))
+    assert config_lib.replicas(parsed("replicas=2", "seed=5").config) == (
+        (5, None, None),
+        (6, None, None),
+    )
+    restored = config_lib.restore(config_lib.plain(config))
+    assert restored.replica.to_dict() == config.replica.to_dict()
+
+
 MODEL_VALUES = {
     "activation_everywhere": (False, True),
     "standard_conv": (False, True),
@@ -678,6 +749,18 @@ def test_difference_overlooks_what_changes_no_number(field):
     other = build(dataset="fashion_mnist", **{field: WITHOUT_EFFECT[field]})
     plain = config_lib.plain(build(dataset="fashion_mnist"))
     assert config_lib.difference(plain, config_lib.plain(other)) == ""
+
+
+def test_a_config_from_before_there_were_replicas_is_the_same_training(tmp_path):
+    plain = config_lib.plain(build())
+    before = {key: value for key, value in plain.items() if key not in ("replicas", "replica")}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    assert config_lib.read(tmp_path) == plain
+    assert config_lib.identity(before) == config_lib.identity(plain)
+    # The name that this config's folder has had from the beginning.
+    assert main.default_workdir(build()).name == "mobilenet_v2-digits-7ef58bd5"
+    two = config_lib.plain(build(replicas=2))
+    assert config_lib.difference(plain, two) == "replicas is 1 there and 2 here"
 
 
 @pytest.mark.parametrize("field", ["dataset__data_dir", "dataset__manual_dir"])
