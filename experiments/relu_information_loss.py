@@ -7,9 +7,9 @@ pseudo-inverse of T. The figure shows pictures for n = 2, 3, 5, 15 and 30, no nu
 dimensions ReLU collapses parts of the spiral onto each other, with 15 and more it keeps them apart.
 Here other activations do the same and many T give a spread. The error is the distance relative to
 the input after the best scaling, since an activation that is zero for half of its inputs halves
-what the pseudo-inverse returns. "kept" is what could be recovered by anything: the share of points of
-which at least two dimensions are where the activation can be undone. (h-swish has two inputs for
-most of its negative outputs and is left out of that.)
+what the pseudo-inverse returns. "kept" is what could be recovered by anything: the share of
+points of which at least two dimensions are where the activation can be undone. (h-swish has two
+inputs for most of its negative outputs and is left out of that.)
 
 Seconds at any scale; no seeds.
 

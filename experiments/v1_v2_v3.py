@@ -3,10 +3,10 @@
     python -m experiments.sweep experiments/v1_v2_v3.py --workdir=DIR --scale=small --seeds=3
 
 Each of the four networks is made as wide as it takes to cost what a reference does; costs find the
-width, to 8 % or better, since channels are multiples of 8. The papers, at about equal MACs: V2 is 4.1 points better than V1 (585 and 575 million MACs
-as printed; V2, Table 4), V3-Small 6.6 better than V2 (56 and 59 million; V3, Table 3). On ImageNet
-each network has its own paper's recipe, and so the papers' difference is one of recipes too; the
-small data sets have one recipe.
+width, and the MACs agree to a tenth, since channels are multiples of 8. The papers, at about equal
+MACs: V2 is 4.1 points better than V1 (585 and 575 million as printed; V2, Table 4), V3-Small 6.6
+better than V2 (56 and 59 million; V3, Table 3). On ImageNet each network has its own paper's
+recipe, and so the papers' difference is one of recipes too; the small data sets have one recipe.
 
 Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 66 min at small scale with
 3 seeds.

@@ -40,7 +40,7 @@ def test_a_scale_has_its_data_set_width_and_epochs():
     assert [c.dataset.name for c in configs.values()] == ["digits", "fashion_mnist", "imagenet2012"]
     assert [c.model.alpha for c in configs.values()] == [0.25, 0.5, 1.0]
     assert [c.epochs for c in configs.values()] == [2.0, 3.0, 300.0]
-    with pytest.raises(InputError, match="Unknown scale 'smal'. Did you mean 'small'"):
+    with pytest.raises(InputError, match=r"Unknown scale 'smal'\. Did you mean 'small'"):
         ablation.network("smal", V2)
     with pytest.raises(InputError, match="Unknown model 'mobilenet_v4'"):
         ablation.network("small", "mobilenet_v4")
