@@ -177,6 +177,15 @@ def check(experiment: Experiment) -> None:
                 raise InputError(f"{workdir} is of another config ({difference}): {instead}.")
 
 
+def forget_outdated(experiment: Experiment) -> None:
+    """Removes latencies from before a run was added: they are measured again, of all."""
+    path = experiment.directory / "latency.json"
+    if path.exists():
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        if any(run["name"] not in measured for run in experiment.record["runs"]):
+            path.unlink()
+
+
 def _identity(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns what makes a sweep, under "", and each of its runs, by name, what it is."""
     runs = {run["name"]: {"config": run["config"], **run["overrides"]} for run in record["runs"]}
@@ -624,6 +633,7 @@ def run(options: argparse.Namespace) -> int:
         launcher = launchers.Local(shares)
     with claimed(planned):
         for experiment in planned:
+            forget_outdated(experiment)
             logs.write_json(experiment.directory / "sweep.json", experiment.record)
         with Board(sys.stdout) as board:
             return execute(tasks, launcher, board, jobs)

@@ -285,6 +285,19 @@ def test_a_run_may_be_added(tmp_path, fake):
     assert starts(workdir / "two" / "a") == starts(workdir / "two" / "b") == [0]
 
 
+def test_latencies_without_an_added_run_are_forgotten(tmp_path, three):
+    experiment = sweep.plan(three, tmp_path, "smoke", [0])
+    sweep.forget_outdated(experiment)  # there are none
+    path = experiment.directory / "latency.json"
+    path.parent.mkdir()
+    path.write_text('{"a": {}, "b": {}, "c": {}, "device": {}}')
+    sweep.forget_outdated(experiment)
+    assert path.exists()
+    path.write_text('{"a": {}, "b": {}, "device": {}}')
+    sweep.forget_outdated(experiment)
+    assert not path.exists()
+
+
 # Scheduling -------------------------------------------------------------------------------------
 
 
