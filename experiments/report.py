@@ -1,0 +1,650 @@
+"""From a sweep's folder to the answer: report.md, report.html and pictures; docs/ablations.md.
+
+    python -m experiments.report DIR [--paper] [--out=FOLDER]     of a sweep, finished or not
+    python -m experiments.report store DIR [--out=PATH]           keep what its tables need, as JSON
+    python -m experiments.report render [--results=FOLDER] [--out=FILE]   docs/ablations.md of these
+
+DIR is the --workdir of `experiments.sweep`, or the folder of one experiment in it. `--paper` puts
+the paper's points beside ours. Owns wording and tables, as blocks that become Markdown here and a
+page in report_html.py; equal folders give equal bytes. Must not change a number.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import ablation, report_data, report_figures, report_html, report_plots
+from experiments.intervals import Estimate
+from experiments.report_blocks import (
+    NONE,
+    Block,
+    Cell,
+    Code,
+    Heading,
+    Items,
+    Picture,
+    Table,
+    Text,
+    markdown,
+    plain,
+    prose,
+)
+from experiments.report_data import Judgement, Record
+from mobilenets_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "ablations"
+DOCUMENT = ROOT / "docs" / "ablations.md"
+_METRICS = {
+    "test_accuracy": "test accuracy, %",
+    "test_accuracy_ema": "averaged weights, %",
+    "latency_seconds": "latency",
+    "train_images_per_second": "training speed",
+}
+_ENVIRONMENT = ("device", "versions", "environment", "git_revision")
+
+
+class View(NamedTuple):
+    """An experiment to be shown: its record and what its file says.
+
+    Attributes:
+        record: what was measured.
+        title: the docstring's first sentence, the question.
+        text: the docstring's rest.
+        judgements: of the file's comparisons.
+        paper: the paper's points.
+        note: why the file could not be read; "".
+    """
+
+    record: Record
+    title: str
+    text: str
+    judgements: tuple[Judgement, ...] = ()
+    paper: tuple[Any, ...] = ()
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """The experiment's."""
+        return str(self.record["experiment"])
+
+
+def view(record: Record) -> View:
+    """Returns a record with what its experiment's file says of it."""
+    try:
+        module = ablation.load(record["experiment"])
+    except InputError as error:
+        note = f"No question, comparisons or paper's points: {error}"
+        return View(record, record["experiment"], "", note=note)
+    title, _, text = inspect.cleandoc(module.__doc__ or record["experiment"]).partition("\n\n")
+    comparisons = []
+    if record["runs"] and hasattr(module, "comparisons"):
+        comparisons = module.comparisons(record["scale"])
+    return View(
+        record,
+        " ".join(title.split()),
+        text,
+        tuple(report_data.judge(record, comparison) for comparison in comparisons),
+        tuple(getattr(module, "PAPER", ())),
+    )
+
+
+# Words
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Returns a number with its sign, of which zero has none."""
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
+def spread(found: Estimate | None, sign: bool = False, digits: int = 2) -> str:
+    """Returns "mean ± half" of an estimate; "–" for what there is not."""
+    if found is None:
+        return NONE
+    mean = signed(found.mean, digits) if sign else f"{found.mean:.{digits}f}"
+    return f"{mean} ± {NONE if found.half is None else f'{found.half:.{digits}f}'}"
+
+
+def _number(value: float | None, text: str = "{:,}") -> Cell:
+    return Cell(NONE) if value is None else Cell(text.format(value), float(value))
+
+
+def _estimate(found: Estimate | None) -> tuple[Cell, Cell]:
+    """Returns the cells of mean and interval, and of n."""
+    n = found.n if found else 0
+    return Cell(spread(found), found.mean if found else None), Cell(str(n), n)
+
+
+def verdict(judgement: Judgement) -> str:
+    """Returns the plain words: resolved, or not, and at which n."""
+    if judgement.difference is None:
+        return f"not measured ({judgement.missing})"
+    if judgement.resolved:
+        return "**resolved**"
+    n = judgement.difference.n
+    half = judgement.difference.half
+    same = n > 1 and half is not None and half <= 1e-9 * abs(judgement.difference.mean)
+    return f"not resolved at n = {n}{' (all differences are equal)' if same else ''}"
+
+
+def direction(judgement: Judgement) -> str:
+    """Returns whether the sign of the difference is the paper's, and whether that is resolved."""
+    if judgement.agrees is None:
+        return NONE
+    word = "agrees" if judgement.agrees else "disagrees"
+    return word if judgement.resolved else f"{word} (not resolved)"
+
+
+def contrast(a: str, b: str) -> str:
+    """Returns "a − b" of runs' names, without the parts (between commas) that both have."""
+    first, second = a.split(","), b.split(",")
+    only = [
+        ",".join(p for p in one if p not in two) for one, two in ((first, second), (second, first))
+    ]
+    return " − ".join(only if all(only) else (a, b))
+
+
+def _difference(judgement: Judgement) -> Cell:
+    found, metric = judgement.difference, judgement.comparison.metric
+    if found is None:
+        return Cell(NONE)
+    if metric == "latency_seconds":
+        shown = Estimate(1e3 * found.mean, found.half and 1e3 * found.half, found.n)
+        text = f"{spread(shown, sign=True, digits=3)} ms"
+    elif metric == "train_images_per_second":
+        text = f"{spread(found, sign=True, digits=1)} images/s"
+    else:
+        text = spread(found, sign=True)
+    if judgement.relative is not None:
+        text += f" ({signed(100 * judgement.relative, 1)} %)"
+    return Cell(text, found.mean)
+
+
+# Sections
+
+
+def sections(
+    views: Sequence[View], paper: bool, pictures: dict[str, list[Picture]], level: int = 2
+) -> list[Block]:
+    """Returns the blocks of all experiments.
+
+    Args:
+        views: the experiments.
+        paper: whether tables show the paper's numbers for each run, too.
+        pictures: of each experiment.
+        level: of the experiments' headings.
+    """
+    blocks: list[Block] = []
+    for shown in views:
+        record = shown.record
+        blocks += [Heading(level, plain(shown.name)), Text(f"**{prose(shown.title)}**")]
+        blocks += _document(shown.text)
+        if shown.note:
+            blocks.append(Text(plain(shown.note)))
+        if shown.judgements:
+            blocks += [Heading(level + 1, "Comparisons"), Text(_summary(shown.judgements))]
+            blocks.append(_comparisons(shown.judgements))
+        if record["runs"]:
+            blocks += [Heading(level + 1, "Runs"), Text(_states(record))]
+            blocks.append(_runs(shown, paper))
+        blocks += pictures.get(shown.name, [])
+        if paper and shown.paper:
+            sources = "; ".join(dict.fromkeys(point.source for point in shown.paper))
+            blocks.append(Text(f"The paper's numbers: {prose(sources)}."))
+        if record["measure"] is not None:
+            blocks += [Heading(level + 1, "Measured"), *_measured(record["measure"])]
+        for what, error in record["errors"].items():
+            blocks.append(Text(f"**Failed: {plain(what)}.** {plain(_shorten(error))}"))
+        if not record["runs"] and record["measure"] is None:
+            blocks.append(Text("Not measured yet."))
+        blocks += [Heading(level + 1, "Settings"), _settings(record)]
+    return blocks
+
+
+def overview(views: Sequence[View]) -> list[Block]:
+    """Returns how to read the report, and a table with a row for each experiment."""
+    count = sum(len(shown.judgements) for shown in views)
+    rows = []
+    for shown in views:
+        states = [run["state"] for run in shown.record["runs"]]
+        measured = shown.record["measure"] is not None
+        failed = ", ".join(
+            f"{number} {state}"
+            for state in report_data.STATES[1:]
+            if (number := states.count(state) + (state == "failed") * len(shown.record["errors"]))
+        )
+        done = f"{states.count('done')} of {len(states)} done" if states else ""
+        known = [j for j in shown.judgements if j.difference is not None]
+        rows.append(
+            (
+                Cell(plain(shown.name)),
+                Cell(prose(shown.title)),
+                Cell(", ".join(filter(None, (done, "measured" * measured, failed))) or NONE),
+                Cell(f"{sum(j.resolved for j in known)} of {len(shown.judgements)}"),
+                Cell(_agreement(shown.judgements)),
+            )
+        )
+    head = ("experiment", "question", "runs", "resolved", "with the paper, of the resolved")
+    guide = [
+        "Mean ± half of the 95 % interval over n seeds (Student's t). n = 1 has no interval, which "
+        f"is shown as “± {NONE}”.",
+        "A comparison is the difference of two runs, a − b, paired by seed: only seeds that both "
+        "runs have, n of them. It is **resolved** if its 95 % interval excludes 0, and otherwise "
+        "not resolved at this n, which doesn't say that there is no difference.",
+        f"{count} comparison{' is' if count == 1 else 's are'} made here, and the intervals are "
+        "not corrected for their number: of 20 without any effect, one is expected to look "
+        "resolved.",
+        "The intervals say what other seeds would change (initialisation, order of the images, "
+        "augmentation), not what other test images would.",
+        "Agrees and disagrees say whether the sign of our difference is that of the paper's, no "
+        "more: the papers' numbers are of ImageNet and of the papers' recipes.",
+        "Accuracies are of the averaged weights (EMA) at the end of training unless a column says "
+        "otherwise; no checkpoint was chosen by the test images.",
+        "◆ marks the Pareto front: no other run of the experiment has no more MACs and no lower "
+        "mean accuracy, unless it is equal in both.",
+    ]
+    return [Table(head, (False,) * 5, tuple(rows)), Items(tuple(guide))]
+
+
+def _agreement(judgements: Sequence[Judgement]) -> str:
+    known = [j.agrees for j in judgements if j.resolved and j.agrees is not None]
+    if not known:
+        return NONE
+    counts = {"agree": known.count(True), "disagree": known.count(False)}
+    return ", ".join(f"{n} {word}{'s' * (n == 1)}" for word, n in counts.items() if n)
+
+
+def _summary(judgements: Sequence[Judgement]) -> str:
+    count, unknown = len(judgements), sum(j.difference is None for j in judgements)
+    resolved = sum(j.resolved for j in judgements)
+    text = f"{count} comparison{'s' * (count > 1)}: {resolved} resolved"
+    agreement = _agreement(judgements)
+    text += f" ({agreement} with the paper)" * (agreement != NONE)
+    text += f", {count - resolved - unknown} not resolved"
+    return text + (f", {unknown} not measured" if unknown else "") + "."
+
+
+def _comparisons(judgements: Sequence[Judgement]) -> Table:
+    head = ("statement", "a − b", "measured by", "the paper's difference")
+    rows = []
+    for judgement in judgements:
+        made = judgement.comparison
+        n = judgement.difference.n if judgement.difference else 0
+        words = verdict(judgement)
+        if judgement.difference is not None and judgement.missing:
+            words += f"; {plain(judgement.missing)}"
+        paper = NONE if made.paper is None else f"{made.paper:{'+' * (made.paper != 0)}g}"
+        rows.append(
+            (
+                Cell(f"{prose(made.claim)} ({prose(made.source)})"),
+                Cell(plain(contrast(made.a, made.b))),
+                Cell(plain(_METRICS.get(made.metric, made.metric))),
+                Cell(paper.replace("-", "−"), made.paper),
+                _difference(judgement),
+                Cell(str(n), n),
+                Cell(words),
+                Cell(direction(judgement)),
+            )
+        )
+    return Table(
+        (*head, "ours", "n", "resolved?", "direction"),
+        (False, False, False, True, True, True, False, False),
+        tuple(rows),
+    )
+
+
+def _states(record: Record) -> str:
+    states = [run["state"] for run in record["runs"]]
+    counts = [f"{states.count(s)} {s}" for s in report_data.STATES if s in states]
+    wanted = record["seeds"]
+    seeds = f"seed{'s'[: len(wanted) - 1]} {', '.join(map(str, wanted))}"
+    return f"{len(states)} run{'s' * (len(states) != 1)} ({', '.join(counts)}), {seeds} of each."
+
+
+def _runs(shown: View, paper: bool) -> Table:
+    record = shown.record
+    runs = record["runs"]
+    factors = report_data.varying(runs)
+    front = report_data.front(runs)
+    timed = any(report_data.latency(record, run["name"]) for run in runs)
+    incomplete = any(run["state"] != "done" for run in runs)
+    head = [report_data.symbol(name) for name in factors] or ["run"]
+    head += ["state"] * incomplete
+    first = len(head)
+    head += ["pixels", "parameters", "MACs", "averaged weights, %", "n", "last weights, %", "front"]
+    if timed:
+        head.append("latency, ms (quartiles)")
+    points = [report_data.paper_point(run, shown.paper) if paper else None for run in runs]
+    if any(points):
+        head += ["paper's accuracy, %", "paper's MACs"]
+    head.append("training, s")
+    rows = []
+    for run, point in zip(runs, points, strict=True):
+        averaged, n = _estimate(report_data.accuracy(run))
+        last, _ = _estimate(report_data.accuracy(run, "test_accuracy"))
+        row = [_factor(run["factors"].get(name)) for name in factors] or [Cell(plain(run["name"]))]
+        if incomplete:
+            note = f": {plain(_shorten(run['note']))}" if run["note"] else ""
+            row.append(Cell(f"{run['state']}{note}"))
+        row += [_number(run[key]) for key in ("resolution", "params", "macs")]
+        row += [averaged, n, last, Cell("◆" * (run["name"] in front))]
+        if timed:
+            row.append(_latency(report_data.latency(record, run["name"])))
+        if any(points):
+            row.append(_number(point and point.accuracy and 100 * point.accuracy, "{:.1f}"))
+            row.append(_number(point and point.macs))
+        row.append(_number(run["train_seconds"], "{:,.0f}"))
+        rows.append(tuple(row))
+    numeric = [i >= first and name != "front" for i, name in enumerate(head)]
+    for i, name in enumerate(factors):
+        values = [run["factors"].get(name) for run in runs]
+        numeric[i] = not any(isinstance(value, str | bool) for value in values)
+    return Table(tuple(head), tuple(numeric), tuple(rows))
+
+
+def _factor(value: Any) -> Cell:
+    if value is None:
+        return Cell(NONE)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", float(value))
+    return Cell(plain(value), float(value) if isinstance(value, int | float) else None)
+
+
+def _latency(timed: dict[str, Any] | None) -> Cell:
+    if not timed or timed.get("median_seconds") is None:
+        return Cell(NONE)
+    low, high = (1e3 * seconds for seconds in timed["quartile_seconds"])
+    median = 1e3 * timed["median_seconds"]
+    return Cell(f"{median:.3f} ({low:.3f}–{high:.3f})", median)
+
+
+def _shorten(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _settings(record: Record) -> Items:
+    items = []
+    if record["scale"]:
+        items.append(f"Scale: {plain(record['scale'])}.")
+    for name, values in record["settings"].items():
+        items.append(f"{name[0].upper()}{name[1:]}: {plain(', '.join(map(str, values)))}.")
+    for examples in record["test_examples"]:
+        points = 100 / examples
+        items.append(f"Test images: {examples:,}; one of them is {points:.2g} points of accuracy.")
+    if steps := sorted({run["steps"] for run in record["runs"] if run["steps"]}):
+        items.append(f"Steps: {', '.join(f'{s:,}' for s in steps)}.")
+    measured = record["measure"] or {}
+    latency = record["latency"] or {}
+    for field in _ENVIRONMENT:
+        known = [*record.get(field, []), measured.get(field), latency.get(field)]
+        name = field.replace("_", " ").capitalize()
+        texts = dict.fromkeys(_pairs(value) for value in known if value)
+        items += [f"{name}: {plain(text)}." for text in texts]
+    return Items(tuple(items) or ("None stored.",))
+
+
+def _pairs(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value)
+
+
+def _measured(result: dict[str, Any]) -> list[Block]:
+    """Returns what an experiment measured: lists of rows as tables, the rest as a list."""
+    blocks: list[Block] = []
+    scalars = []
+    for name, value in result.items():
+        words = name.replace("_", " ")
+        rows = _rows(value)
+        if name in _ENVIRONMENT:
+            continue
+        if rows is None:
+            scalars.append(f"{plain(words)}: {plain(_value(value).text)}")
+            continue
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        numeric = tuple(
+            all(isinstance(row.get(k, 0), int | float | None) for row in rows) for k in keys
+        )
+        cells = tuple(tuple(_value(row.get(key)) for key in keys) for row in rows)
+        heads = tuple(plain(key.replace("_", " ")) for key in keys)
+        blocks += [Text(f"**{plain(words)}**"), Table(heads, numeric, cells)]
+    if scalars:
+        blocks.insert(0, Items(tuple(scalars)))
+    return blocks
+
+
+def _rows(value: Any) -> list[dict[str, Any]] | None:
+    """Returns a value as a table's rows, if it is a list of dicts, or a dict of dicts."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return value
+    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+        return [{"": key, **row} for key, row in value.items()]
+    return None
+
+
+def _value(value: Any) -> Cell:
+    if value is None:
+        return Cell(NONE)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", float(value))
+    if isinstance(value, int):
+        return _number(value)
+    if isinstance(value, float):
+        return _number(value, "{:,.4g}")
+    if isinstance(value, list):
+        return Cell(", ".join(_value(item).text for item in value))
+    return Cell(plain(_pairs(value)))
+
+
+def _document(text: str) -> list[Block]:
+    """Returns a docstring's paragraphs, lists and indented code as blocks."""
+    blocks: list[Block] = []
+    for part in re.split(r"\n\s*\n", text.strip("\n")):
+        part_lines = part.split("\n")
+        if not part.strip():
+            continue
+        if all(line.startswith("    ") for line in part_lines):
+            blocks.append(Code(inspect.cleandoc("\n" + part)))
+        elif part.lstrip().startswith("- "):
+            items = re.split(r"(?:^|\n)\s*- ", part)[1:]
+            blocks.append(Items(tuple(prose(item) for item in items)))
+        else:
+            blocks.append(Text(prose(part)))
+    return blocks
+
+
+# Commands
+
+
+def report(directory: Path, out: Path, paper: bool) -> list[View]:
+    """Writes report.md, report.html and pictures of a sweep's folder into `out`.
+
+    Raises:
+        InputError: there is no experiment, or a file is damaged.
+    """
+    folders = report_data.experiments_in(directory)
+    views = [view(report_data.gather(folder)) for folder in folders]
+    out.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, list[Picture]] = {}
+    for folder, shown in zip(folders, views, strict=True):
+        curves = report_data.curves(folder, shown.record)
+        drawn = _drawn(shown, out, "", paper, curves)
+        for name in shown.record["pictures"]:
+            file = f"{shown.name}-{name}"
+            shutil.copyfile(folder / "measure" / name, out / file)
+            drawn.append(Picture(file, Path(name).stem.replace("_", " ")))
+        pictures[shown.name] = drawn
+    blocks = [Heading(1, "Report"), *overview(views), *sections(views, paper, pictures)]
+    (out / "report.md").write_text(markdown(blocks), encoding="utf-8")
+    (out / "report.html").write_text(report_html.page(blocks, out), encoding="utf-8")
+    return views
+
+
+def _drawn(
+    shown: View, folder: Path, prefix: str, paper: bool, curves: dict[str, Any]
+) -> list[Picture]:
+    """Draws an experiment's pictures into `folder`; `prefix` leads there from the document."""
+    points = shown.paper if paper else ()
+    drawn = []
+    for kind, alt, arguments in (
+        ("differences", "Differences with their intervals", (shown.judgements,)),
+        ("tradeoff", "Accuracy against MACs and parameters", (shown.record, points)),
+        ("curves", "Training loss and test accuracy against epochs", (shown.record, curves)),
+    ):
+        file = f"{shown.name}-{kind}.png"
+        static = getattr(report_plots, kind)(*arguments)
+        if static is None:
+            (folder / file).unlink(missing_ok=True)
+            continue
+        report_plots.save(static, folder / file)
+        figure = getattr(report_figures, kind)(*arguments)
+        drawn.append(Picture(prefix + file, f"{alt}: {shown.name}", figure))
+    return drawn
+
+
+def store(directory: Path, out: Path) -> list[Path]:
+    """Keeps the records of a sweep's experiments, and the pictures they measured beside them.
+
+    Args:
+        directory: the sweep's folder.
+        out: a .json file, for a single experiment; or a folder, for one file each.
+
+    Raises:
+        InputError: several experiments and one file, or as `report`.
+    """
+    folders = report_data.experiments_in(directory)
+    if out.suffix == ".json" and len(folders) > 1:
+        raise InputError(
+            f"{directory} holds {len(folders)} experiments: give --out a folder, or the folder of "
+            "one experiment as DIR."
+        )
+    written = []
+    for folder in folders:
+        record = report_data.gather(folder)
+        path = out if out.suffix == ".json" else out / f"{record['experiment']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(stored(record), encoding="utf-8")
+        for name in record["pictures"]:
+            target = path.parent / f"{record['experiment']}-{name}"
+            shutil.copyfile(folder / "measure" / name, target)
+        written.append(path)
+    return written
+
+
+def stored(record: Record) -> str:
+    """Returns a record as JSON of which lists of numbers and texts take one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
+
+
+def load(results: Path) -> list[Record]:
+    """Returns the stored records, by file name.
+
+    Raises:
+        InputError: there are none, or one is damaged.
+    """
+    paths = sorted(results.glob("*.json"))
+    if not paths:
+        raise InputError(f"{results} holds no stored results: run `experiments.report store`.")
+    try:
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    except (OSError, ValueError) as error:
+        raise InputError(f"A stored result in {results} cannot be read ({error}).") from error
+
+
+def document(records: Sequence[Record], results: str, pictures: dict[str, list[Picture]]) -> str:
+    """Returns the text of docs/ablations.md.
+
+    Args:
+        records: as `load` returns them.
+        results: path from the document to the folder of the records.
+        pictures: of each experiment.
+    """
+    views = [view(record) for record in records]
+    shown = {
+        one.name: [
+            *pictures.get(one.name, []),
+            *(
+                Picture(f"{results}/{one.name}-{name}", Path(name).stem.replace("_", " "))
+                for name in one.record["pictures"]
+            ),
+        ]
+        for one in views
+    }
+    first = [
+        Heading(1, "Ablations"),
+        Text(
+            "What the papers' choices cost and buy here, beside what the papers say. Rendered by "
+            "`python -m experiments.report render` from the results that `python -m "
+            "experiments.report store` kept of sweeps; change `experiments/report.py` or an "
+            "experiment's file instead of this one."
+        ),
+    ]
+    return markdown([*first, *overview(views), *sections(views, True, shown)])
+
+
+def render(results: Path, out: Path) -> None:
+    """Writes docs/ablations.md and the pictures beside it.
+
+    Raises:
+        InputError: there are no stored results.
+    """
+    records = load(results)
+    folder = out.parent / out.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        record["experiment"]: _drawn(view(record), folder, f"{out.stem}/", True, {})
+        for record in records
+    }
+    relative = Path(os.path.relpath(results, out.parent)).as_posix()
+    out.write_text(document(records, relative, pictures), encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command line.
+
+    Args:
+        arguments: those behind the program's name.
+
+    Raises:
+        InputError: as the commands do.
+    """
+    command = arguments[0] if arguments and arguments[0] in ("store", "render") else ""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.report {command}".rstrip(),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if command == "render":
+        parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
+        parser.add_argument("--out", type=Path, default=DOCUMENT, metavar="FILE")
+        options = parser.parse_args(arguments[1:])
+        render(options.results, options.out)
+        print(options.out)
+        return
+    parser.add_argument("directory", type=Path, metavar="DIR", help="a sweep's --workdir")
+    parser.add_argument("--out", type=Path, metavar="PATH")
+    if command == "store":
+        options = parser.parse_args(arguments[1:])
+        print(*store(options.directory, options.out or RESULTS), sep="\n")
+        return
+    parser.add_argument("--paper", action="store_true", help="the paper's points beside ours")
+    options = parser.parse_args(arguments)
+    out = options.out or options.directory
+    report(options.directory, out, options.paper)
+    print(out / "report.md", out / "report.html", sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")

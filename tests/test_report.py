@@ -1,0 +1,556 @@
+"""The report of made-up sweeps: every number by hand, whatever state the runs are in."""
+
+import html.parser
+import json
+import re
+import types
+
+import pytest
+import sweep_folders as fake
+
+from experiments import (
+    ablation,
+    report,
+    report_blocks,
+    report_data,
+    report_figures,
+    report_html,
+    report_plots,
+)
+from experiments.ablation import Comparison, PaperPoint
+from experiments.report_blocks import Cell, Heading, Items, Picture, Table, Text
+from mobilenets_jax.errors import InputError
+
+WIDE, NARROW = "v2,alpha=1.0", "v2,alpha=0.5"
+DOCSTRING = """What does half the width cost (V1, Table 6)?
+
+    python -m experiments.sweep fake --workdir=DIR
+
+The paper finds `alpha` to cost 6.6 points <of> accuracy.
+
+- one finding,
+- another.
+"""
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """The file of the experiment "fake"."""
+    module = types.ModuleType("fake", DOCSTRING)
+    module.PAPER = [PaperPoint({"alpha": 1.0}, 0.706, 569_000_000, 4_200_000, "V1, Table 6")]
+    claims = [Comparison("Half the width is worse", NARROW, WIDE, -6.6, "V1, Table 6")]
+    module.comparisons = lambda scale: claims
+    module.claims = claims
+
+    def load(name):
+        if name != "fake":
+            raise InputError(f"There is no experiment '{name}'.")
+        return module
+
+    monkeypatch.setattr(ablation, "load", load)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished sweep of two runs and three seeds, differences −1, −2 and −3 points."""
+    folder = tmp_path / "sweep" / "fake"
+    runs = [
+        fake.planned(WIDE, {"model": "v2", "alpha": 1.0}, 2_236_682, 24_461_312),
+        fake.planned(NARROW, {"model": "v2", "alpha": 0.5}, 700_490, 7_837_440),
+    ]
+    fake.sweep(folder, runs)
+    fake.result(folder / WIDE, [0.91, 0.93, 0.92])
+    fake.result(folder / NARROW, [0.90, 0.91, 0.89])
+    for name in (WIDE, NARROW):
+        fake.metrics(folder / name, [0.9, 0.9, 0.9])
+    return folder
+
+
+def shown(folder):
+    return report.view(report_data.gather(folder))
+
+
+def tables(view, paper=False):
+    """Returns the tables of an experiment's section as lists of {title: text}."""
+    found = []
+    for block in report.sections([view], paper, {}):
+        if isinstance(block, Table):
+            found.append(
+                [dict(zip(block.head, (c.text for c in row), strict=True)) for row in block.rows]
+            )
+    return found
+
+
+def written(tmp_path, *flags):
+    """Returns report.md and report.html of the sweep."""
+    out = tmp_path / "out"
+    report.main([str(tmp_path / "sweep"), f"--out={out}", *flags])
+    return (out / "report.md").read_text("utf-8"), (out / "report.html").read_text("utf-8")
+
+
+def test_runs_have_mean_interval_and_n(module, folder):
+    _, runs = tables(shown(folder))
+    # Mean 92, standard error 1 / sqrt(3), t = 4.30265: 2.48414.
+    assert runs[0] == {
+        "α": "1.0",
+        "pixels": "32",
+        "parameters": "2,236,682",
+        "MACs": "24,461,312",
+        "averaged weights, %": "92.00 ± 2.48",
+        "n": "3",
+        "last weights, %": "91.90 ± 2.48",
+        "front": "◆",
+        "training, s": "100",
+    }
+    assert runs[1]["averaged weights, %"] == "90.00 ± 2.48"
+    assert runs[1]["front"] == "◆"
+
+
+def test_comparisons_are_paired_by_seed(module, folder):
+    (row,), _ = tables(shown(folder))
+    assert row == {
+        "statement": "Half the width is worse (V1, Table 6)",
+        "a − b": "alpha=0.5 − alpha=1.0",
+        "measured by": "averaged weights, %",
+        "the paper's difference": "−6.6",
+        "ours": "−2.00 ± 2.48",
+        "n": "3",
+        "resolved?": "not resolved at n = 3",
+        "direction": "agrees (not resolved)",
+    }
+
+
+def test_a_resolved_comparison_disagrees(module, folder):
+    fake.result(folder / NARROW, [0.92, 0.941, 0.929])  # differences 1.0, 1.1, 0.9
+    view = shown(folder)
+    (row,), _ = tables(view)
+    assert row["ours"] == "+1.00 ± 0.25"
+    assert row["resolved?"] == "**resolved**"
+    assert row["direction"] == "disagrees"
+    summary = next(b.text for b in report.sections([view], False, {}) if "1 comparison" in str(b))
+    assert summary == "1 comparison: 1 resolved (1 disagrees with the paper), 0 not resolved."
+    table = report.overview([view])[0]
+    assert [cell.text for cell in table.rows[0]][2:] == ["2 of 2 done", "1 of 1", "1 disagrees"]
+
+
+def test_equal_differences_are_not_resolved(module, folder):
+    fake.result(folder / NARROW, [0.90, 0.92, 0.91])
+    (row,), _ = tables(shown(folder))
+    assert row["ours"] == "−1.00 ± 0.00"
+    assert row["resolved?"] == "not resolved at n = 3 (all differences are equal)"
+
+
+def test_unpaired_seeds_are_left_out_and_named(module, folder):
+    fake.result(folder / NARROW, [0.90, 0.91], seeds=[0, 2])
+    (row,), runs = tables(shown(folder))
+    assert row["ours"] == "−1.00 ± 0.00"
+    assert row["n"] == "2"
+    assert row["resolved?"].endswith("; seed 1 in one run only")
+    assert runs[1]["state"] == "partial: no result of seed 1"
+    assert runs[1]["n"] == "2"
+
+
+def test_a_single_seed_has_no_interval(module, folder):
+    fake.sweep(folder, json.loads((folder / "sweep.json").read_text())["runs"], seeds=[0])
+    for name, accuracy in ((WIDE, 0.92), (NARROW, 0.9)):
+        fake.result(folder / name, [accuracy])
+    (row,), runs = tables(shown(folder))
+    assert (runs[0]["averaged weights, %"], runs[0]["n"]) == ("92.00 ± –", "1")
+    assert (row["ours"], row["resolved?"]) == ("−2.00 ± –", "not resolved at n = 1")
+
+
+def test_seeds_of_folders_of_their_own_are_put_together(module, folder):
+    (folder / WIDE / "result.json").unlink()
+    for seed, accuracy in enumerate([0.91, 0.93, 0.92]):
+        fake.result(folder / WIDE / f"seed_{seed}", [accuracy], seeds=[seed])
+    _, runs = tables(shown(folder))
+    assert runs[0]["averaged weights, %"] == "92.00 ± 2.48"
+    assert runs[0]["training, s"] == "300"
+    fake.result(folder / WIDE / "again", [0.9], seeds=[1])
+    with pytest.raises(InputError, match="seed 1 twice"):
+        report_data.gather(folder)
+
+
+def test_every_run_is_shown_whatever_its_state(module, folder):
+    names = [WIDE, NARROW, "failed", "unfinished", "missing", "begun"]
+    fake.sweep(folder, [fake.planned(name) for name in names])
+    fake.write(folder / "failed" / "error.json", {"code": 1, "message": "NaN | at step 40"})
+    fake.metrics(folder / "unfinished", [0.9], steps=120)
+    fake.write(folder / "begun" / "config.json", {})
+    module.claims.append(Comparison("Failed", "failed", WIDE, None, "nobody"))
+    module.claims.append(Comparison("Not planned", WIDE, "elsewhere", None, "nobody"))
+    comparisons, runs = tables(shown(folder))
+    assert [run["name"] for run in runs] == names
+    assert [run["state"] for run in runs] == [
+        "done",
+        "done",
+        r"failed: NaN \| at step 40",
+        "unfinished: running or interrupted, at step 120 of 200",
+        "missing: not started",
+        "unfinished: running or interrupted, at step 0 of 200",
+    ]
+    assert [run["averaged weights, %"] for run in runs[2:]] == ["–"] * 4
+    assert comparisons[1]["resolved?"] == "not measured (failed: failed)"
+    assert comparisons[2]["resolved?"] == "not measured (no run elsewhere in this sweep)"
+    assert comparisons[1]["ours"] == comparisons[1]["direction"] == "–"
+
+
+def test_a_seed_without_a_value_is_left_out(module, folder):
+    path = folder / WIDE / "result.json"
+    result = json.loads(path.read_text())
+    result["test_accuracy_ema"][1] = None
+    fake.write(path, result)
+    _, runs = tables(shown(folder))
+    assert (runs[0]["averaged weights, %"], runs[0]["n"]) == ("91.50 ± 6.35", "2")
+
+
+def test_front_has_ties():
+    runs = [
+        {**fake.planned(str(i), macs=macs), "seed": [0, 1, 2], "test_accuracy_ema": accuracies}
+        for i, (macs, accuracies) in enumerate(
+            [
+                (10, [0.1, 0.2, 0.3]),
+                (10, [0.3, 0.1, 0.2]),  # the same mean, summed in another order
+                (10, [0.1, 0.2, 0.2]),
+                (20, [0.3, 0.2, 0.1]),
+                (20, [0.3, 0.2, 0.2]),
+            ]
+        )
+    ]
+    assert report_data.front(runs) == {"0", "1", "4"}
+
+
+def test_latency_is_joined_and_compared_by_round(module, folder):
+    rounds = {WIDE: [0.004, 0.005, 0.003], NARROW: [0.002, 0.004, 0.003]}
+    fake.write(
+        folder / "latency.json",
+        {
+            name: {
+                "batch": 1,
+                "median_seconds": sorted(seconds)[1],
+                "quartile_seconds": [min(seconds), max(seconds)],
+                "round_seconds": seconds,
+            }
+            for name, seconds in rounds.items()
+        },
+    )
+    module.claims.append(Comparison("Wide is slow", WIDE, NARROW, None, "V1", "latency_seconds"))
+    comparisons, runs = tables(shown(folder))
+    assert runs[0]["latency, ms (quartiles)"] == "4.000 (3.000–5.000)"
+    # Differences 2, 1 and 0 ms: 1 ± 2.48414, of 3 ms.
+    assert comparisons[1]["ours"] == "+1.000 ± 2.484 ms (+33.3 %)"
+    assert comparisons[1]["n"] == "3"
+
+
+def test_training_speed_has_one_value_of_replicas(module, folder):
+    fake.result(folder / NARROW, [0.9, 0.9, 0.9], images_per_second=600.0)
+    metric = "train_images_per_second"
+    module.claims[:] = [Comparison("Narrow is fast", NARROW, WIDE, None, "V1", metric)]
+    (row,), _ = tables(shown(folder))
+    assert row["ours"] == "+200.0 ± – images/s (+50.0 %)"
+    assert row["resolved?"] == "not resolved at n = 1"
+
+
+def test_the_papers_points_are_beside_ours(module, folder):
+    _, runs = tables(shown(folder), paper=True)
+    assert [run["paper's accuracy, %"] for run in runs] == ["70.6", "–"]
+    assert [run["paper's MACs"] for run in runs] == ["569,000,000", "–"]
+    assert "paper's MACs" not in tables(shown(folder))[1][0]
+
+
+def test_settings_name_what_the_numbers_depend_on(module, folder):
+    settings = report.sections([shown(folder)], False, {})[-1]
+    assert isinstance(settings, Items)
+    text = "\n".join(settings.texts)
+    for line in (
+        "Scale: small.",
+        "Data set: fashion_mnist.",
+        "Test images: 10,000; one of them is 0.01 points of accuracy.",
+        "Steps: 200.",
+        "Device: platform cpu, kind cpu, count 1, host_cores 2.",
+        "Versions: python 3.11.7, jax 0.10.2, flax 0.12.8.",
+        "Git revision: abc123.",
+    ):
+        assert line in text.split("\n")
+
+
+def test_the_number_of_comparisons_is_stated(module, folder):
+    guide = report.overview([shown(folder)])[1].texts
+    assert guide[2].startswith("1 comparison is made here, and the intervals are not corrected")
+
+
+def test_docstrings_become_text_code_and_lists(module, folder):
+    blocks = report.sections([shown(folder)], False, {})[:6]
+    assert blocks[:5] == [
+        Heading(2, "fake"),
+        Text("**What does half the width cost (V1, Table 6)?**"),
+        report_blocks.Code("python -m experiments.sweep fake --workdir=DIR"),
+        Text(r"The paper finds `alpha` to cost 6.6 points \<of\> accuracy."),
+        Items(("one finding,", "another.")),
+    ]
+
+
+def test_measured_experiments_have_tables_and_pictures(module, tmp_path):
+    folder = tmp_path / "sweep" / "elsewhere"
+    measured = folder / "measure"
+    rows = [{"activation": "relu", "dimensions": 2, "error": 0.51234567, "exact": False}]
+    rows.append({"activation": "linear", "dimensions": 30, "error": 0.0, "rank": None})
+    fake.write(measured / "result.json", {"points": 1000, "rows": rows, "versions": {"jax": "1"}})
+    (measured / "spiral.png").write_bytes(b"picture")
+    text, page = written(tmp_path)
+    assert "There is no experiment 'elsewhere'" in text
+    assert "- points: 1,000\n" in text
+    assert "| activation | dimensions | error | exact | rank |" in text
+    assert "| relu | 2 | 0.5123 | no | – |\n| linear | 30 | 0 | – | – |" in text
+    assert "![spiral](elsewhere-spiral.png)" in text
+    assert "Versions: jax 1." in text
+    assert (tmp_path / "out" / "elsewhere-spiral.png").read_bytes() == b"picture"
+    assert '<img src="data:image/png;base64,cGljdHVyZQ=="' in page
+
+
+def test_a_failed_measurement_is_shown(module, folder):
+    fake.write(folder / "latency" / "error.json", {"code": -9, "message": ""})
+    texts = [b.text for b in report.sections([shown(folder)], False, {}) if isinstance(b, Text)]
+    assert "**Failed: latency.** exit code -9" in texts
+
+
+def test_equal_folders_give_equal_bytes(module, folder, tmp_path):
+    before = {}
+    for out in ("one", "two"):
+        report.main([str(folder.parent), f"--out={tmp_path / out}", "--paper"])
+        files = {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()}
+        assert set(files) == {
+            "report.md",
+            "report.html",
+            "fake-differences.png",
+            "fake-tradeoff.png",
+            "fake-curves.png",
+        }
+        assert before in ({}, files)
+        before = files
+
+
+HOSTILE = '</script><script src="https://example.org/x.js">|`*[a](https://example.org)'
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, with what scripts and texts hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.texts, self.scripts, self.inside = [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        (self.scripts if self.inside == "script" else self.texts).append(data)
+
+
+def parse(page):
+    parsed = Page()
+    parsed.feed(page)
+    return parsed
+
+
+def test_hostile_names_stay_text(module, folder, tmp_path):
+    name = "v2,alpha=0.5"
+    runs = json.loads((folder / "sweep.json").read_text())["runs"]
+    runs[1]["factors"] = {"model": HOSTILE, "alpha": 0.5}
+    fake.sweep(folder, runs)
+    module.claims[:] = [Comparison(HOSTILE, name, WIDE, None, HOSTILE)]
+    text, page = written(tmp_path, "--paper")
+    parsed = parse(page)
+    assert HOSTILE in "".join(parsed.texts)
+    assert [tag for tag, _ in parsed.tags].count("script") == 5  # three plots, Plotly, ours
+    assert not any("src" in attrs for tag, attrs in parsed.tags if tag != "img")
+    cells = [re.split(r"(?<!\\)\|", line) for line in text.split("\n") if "script" in line]
+    assert {len(row) for row in cells} == {10, 14}  # no cell was broken up
+    assert "<script" not in re.sub(r"\\<", "", text)
+    figures = [json.loads(data) for data in parsed.scripts[:3]]
+    assert HOSTILE in figures[1]["data"][1]["name"].replace("&lt;", "<").replace("&gt;", ">")
+    assert "<script" not in json.dumps(figures)
+
+
+def test_the_page_loads_nothing(module, folder, tmp_path):
+    _, page = written(tmp_path, "--paper")
+    parsed = parse(page)
+    for tag, attrs in parsed.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name, value in attrs.items():
+            if name in ("src", "href", "action", "data", "srcset"):
+                assert value.startswith(("data:", "#"))
+    policy = next(a["content"] for t, a in parsed.tags if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+    # All but Plotly itself, which is longer than all the rest.
+    ours = sorted(parsed.scripts, key=len)[:-1]
+    assert not any("://" in part for part in (*ours, *parsed.texts))
+    assert "url(" not in report_html._STYLE
+
+
+def test_cells_sort_by_their_numbers(module, folder, tmp_path):
+    _, page = written(tmp_path)
+    assert '<td class="number" data-value="7837440.0">7,837,440</td>' in page
+    assert '<td class="number" data-value="90.0">90.00 ± 2.48</td>' in page
+    assert '<th scope="col" class="number"><button type="button">MACs</button></th>' in page
+
+
+def test_figures_are_plotlys(module, folder):
+    from plotly import graph_objects
+
+    view = shown(folder)
+    curves = report_data.curves(folder, view.record)
+    for figure in (
+        report_figures.tradeoff(view.record, view.paper),
+        report_figures.differences(view.judgements),
+        report_figures.curves(view.record, curves),
+    ):
+        graph_objects.Figure(figure)  # refuses what Plotly doesn't know
+    trace = report_figures.tradeoff(view.record, ())["data"][0]
+    assert trace["x"] == [7_837_440, 24_461_312]
+    assert trace["y"] == [pytest.approx(90), pytest.approx(92)]
+    assert trace["error_y"]["array"] == [pytest.approx(2.48414, abs=1e-5)] * 2
+
+
+def test_lines_follow_alpha_and_markers_show_beta():
+    runs = [
+        {
+            **fake.planned(f"{a} {b} {act}", macs=int(100 * a * b)),
+            "factors": {"model": "v2", "alpha": a, "beta": b, "activation": act},
+            "seed": [0],
+            "test_accuracy_ema": [0.5],
+        }
+        for act in ("relu", "hswish")
+        for b in (1.0, 0.5)
+        for a in (1.0, 0.75, 0.5)
+    ]
+    shown = report_data.axes(runs)
+    assert shown == ("alpha", "beta", ("activation",))
+    lines = report_data.lines(runs, shown)
+    assert [(line.group, line.colour) for line in lines] == [
+        *(("relu", 0), ("relu", 0), ("hswish", 1), ("hswish", 1))
+    ]
+    assert [run["name"] for run in lines[1].runs] == [
+        "0.5 0.5 relu",
+        "0.75 0.5 relu",
+        "1.0 0.5 relu",
+    ]
+
+
+def test_curves_are_means_over_seeds_at_epochs_that_all_have(tmp_path):
+    run = fake.planned("run")
+    for seed, accuracies in enumerate(([0.5, 0.7], [0.6])):
+        lines = [
+            {"step": i, "epoch": float(i), "split": "test_ema", "loss": 1.0, "accuracy": a}
+            for i, a in enumerate(accuracies, 1)
+        ]
+        path = tmp_path / "run" / f"seed_{seed}" / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = report_data.curves(tmp_path, {"runs": [run]})["run"]
+    assert found == {"train": [], "test_ema": [(1.0, pytest.approx(0.55))]}
+
+
+def test_stored_records_render_the_same_tables(module, folder, tmp_path):
+    out = tmp_path / "results"
+    report.main(["store", str(folder.parent), f"--out={out}"])
+    (record,) = report.load(out)
+    assert record == report_data.gather(folder)
+    assert (out / "fake.json").read_text() == report.stored(record)
+    assert '"test_accuracy_ema": [0.91, 0.93, 0.92]' in report.stored(record)
+    report.main(["render", f"--results={out}", f"--out={tmp_path / 'docs' / 'ablations.md'}"])
+    text = (tmp_path / "docs" / "ablations.md").read_text("utf-8")
+    report_md, _ = written(tmp_path, "--paper")
+    tables = [line for line in report_md.split("\n") if line.startswith("|")]
+    assert [line for line in text.split("\n") if line.startswith("|")] == tables
+    for picture in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (tmp_path / "docs" / picture).is_file()
+    assert "ablations/fake-tradeoff.png" in text
+
+
+def test_measured_pictures_are_stored_beside_the_record(module, tmp_path):
+    measured = tmp_path / "sweep" / "fake" / "measure"
+    fake.write(measured / "result.json", {"points": 1})
+    (measured / "spiral.png").write_bytes(b"picture")
+    out = tmp_path / "results" / "fake.json"
+    report.main(["store", str(tmp_path / "sweep"), f"--out={out}"])
+    assert (out.parent / "fake-spiral.png").read_bytes() == b"picture"
+    report.main(["render", f"--results={out.parent}", f"--out={tmp_path / 'docs' / 'a.md'}"])
+    text = (tmp_path / "docs" / "a.md").read_text("utf-8")
+    assert "](../results/fake-spiral.png)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "There is no directory nowhere"),
+        (["."], "holds no experiment"),
+        (["render", "--results=."], "holds no stored results"),
+    ],
+)
+def test_bad_input_is_named(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        report.main(arguments)
+
+
+def test_a_damaged_file_is_named(module, folder):
+    (folder / "sweep.json").write_text("{")
+    with pytest.raises(InputError, match=r"sweep\.json cannot be read"):
+        report_data.gather(folder)
+
+
+def test_several_experiments_do_not_fit_one_file(module, folder):
+    fake.sweep(folder.parent / "other", [])
+    with pytest.raises(InputError, match="holds 2 experiments"):
+        report.main(["store", str(folder.parent), "--out=x.json"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.284, "+0.28"), (-0.15, "−0.15"), (0.0, "0.00"), (-0.001, "0.00")]
+)
+def test_signed(value, text):
+    assert report.signed(value) == text
+
+
+def test_markdown_and_page_show_data_as_it_is():
+    text = report_blocks.plain("a|b *c* `d` <e> [f](g) \\h\ni_j & ~k~")
+    assert text == r"a\|b \*c\* \`d\` \<e\> \[f\](g) \\h i_j \& \~k\~"
+    assert report_html.inline(text) == "a|b *c* `d` &lt;e&gt; [f](g) \\h i_j &amp; ~k~"
+    assert report_html.inline(r"**a\*b** `c<d`") == "<strong>a*b</strong> <code>c&lt;d</code>"
+    table = Table(("x", "y"), (False, True), ((Cell("a"), Cell("1", 1.0)),))
+    picture = Picture("a b.png", "c")
+    assert report_blocks.markdown([Heading(1, "T"), table, picture]) == (
+        "# T\n\n| x | y |\n| --- | ---: |\n| a | 1 |\n\n![c](a%20b.png)\n"
+    )
+
+
+def test_the_papers_points_have_the_colour_of_the_first_group_that_they_allow():
+    runs = [
+        {"factors": {"model": model, "alpha": alpha, "activation": activation}}
+        for model in ("v1", "v2")
+        for alpha in (1.0, 0.5)
+        for activation in ("relu6", "hswish")
+    ]
+    shown = report_data.axes(runs)
+    for factors, group in (
+        ({"model": "v2", "alpha": 0.35}, "v2, relu6"),
+        ({"model": "v2", "activation": "hswish"}, "v2, hswish"),
+        ({"model": "v3", "alpha": 1.0}, "v3"),
+    ):
+        point = PaperPoint(factors, 0.7, 1, 1, "nobody")
+        assert report_data.paper_group(point, runs, shown) == group
+
+
+def test_runs_of_equal_cost_are_drawn_side_by_side():
+    runs = [fake.planned(name, macs=macs) for name, macs in (("a", 10), ("b", 10), ("c", 1000))]
+    x = report_plots.beside(runs, "macs")
+    assert x["a"] < 10 < x["b"]
+    assert x["a"] * x["b"] == pytest.approx(100)
+    assert x["c"] == 1000
