@@ -113,6 +113,7 @@ def latency(file: str, scale: str, directory: Path) -> None:
             "median_seconds": median,
             "quartile_seconds": [low, high],
             "rounds": len(measured),
+            "round_seconds": measured,
             "calls_per_round": network.calls,
         }
     logs.write_json(directory / "latency.json", {**result, **logs.environment()})

@@ -569,6 +569,7 @@ def test_latency(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "timed" / "latency.json").read_text())
     assert {"versions", "device", "git_revision"} < found.keys()
     for name in "abc":
+        assert len(found[name]["round_seconds"]) == found[name]["rounds"]
         low, high = found[name]["quartile_seconds"]
         assert 0 < low <= found[name]["median_seconds"] <= high
         assert (found[name]["batch"], found[name]["resolution"]) == (1, 32)
