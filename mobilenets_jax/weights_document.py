@@ -116,7 +116,8 @@ def _check_keys(
     dot = f"{where}." * bool(where)
     for key in found:
         if key not in needed and key not in optional:
-            raise ValueError(f"{dot}{key[:40]} is unknown")
+            shown = key[:40] if key.isprintable() else ascii(key[:40])
+            raise ValueError(f"{dot}{shown} is unknown")
     for key in needed:
         if key not in found:
             raise ValueError(f"{dot}{key} is missing")

@@ -288,6 +288,7 @@ WRONG = {
     said(network="x"): "network is missing",
     said(more=1): "more is unknown",
     said(network__more=1): "network.more is unknown",
+    said(**{"\x1b[2J\udc80": 1}): "'\\x1b[2J\\udc80' is unknown",
     said(network__family="x"): "network.family is missing",
     said(network__blocks={}): "network.blocks is no list",
     said(network__blocks=[]): "network.blocks is empty",
