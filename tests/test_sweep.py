@@ -3,6 +3,7 @@
 Scheduling is tested with `fake_main.py` in main's place; two slow tests train.
 """
 
+import contextlib
 import fcntl
 import io
 import json
@@ -431,10 +432,21 @@ def test_a_workdir_in_use_is_waited_for(tmp_path, three, fake, capsys):
 # Kills ------------------------------------------------------------------------------------------
 
 
-def killed_until_finished(command, environment, workdir, rng, longest, kill_children):
-    """Starts a sweep again and again, each time killed at a random moment; returns the kills."""
+def written(workdir):
+    """Returns how many lines of progress all attempts have written, the stand-in's or main's."""
+    metrics = b"".join(path.read_bytes() for path in workdir.glob("*/*/metrics.jsonl"))
+    logs = b"".join(path.read_bytes() for path in workdir.glob("*/*/log.txt"))
+    return metrics.count(b"\n") if b"step " not in logs else logs.count(b"step ")
+
+
+def killed_until_finished(command, environment, workdir, rng):
+    """Starts a sweep again and again, and kills it at random moments; returns how many times.
+
+    First as soon as a run has started, then after some steps of an attempt; alone or with its
+    children, it or they first.
+    """
     kills = 0
-    while True:
+    for lines in [0, *(rng.randrange(3, 9) for _ in range(4)), None]:
         process = subprocess.Popen(
             command,
             cwd=tiny.ROOT,
@@ -442,38 +454,30 @@ def killed_until_finished(command, environment, workdir, rng, longest, kill_chil
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        # Late enough that something was done, as long as it is not the last attempt.
-        delay = rng.uniform(0, longest) if kills < 5 else None
+        if lines is not None:
+            before, end = written(workdir), time.monotonic() + 900
+            while process.poll() is None and (
+                written(workdir) < before + lines or not processes(f"--workdir={workdir}/")
+            ):
+                assert time.monotonic() < end
+                time.sleep(0.01)
         try:
-            if delay is not None:
-                end = time.monotonic() + 300
-                while not processes(f"--workdir={workdir}/"):
-                    if process.poll() is not None:
-                        break
-                    assert time.monotonic() < end
-                    time.sleep(0.01)
-            out, _ = process.communicate(timeout=delay)
+            out, _ = process.communicate(timeout=None if lines is None else rng.uniform(0, 0.5))
             assert process.returncode == 0, out.decode()
+            return kills
         except subprocess.TimeoutExpired:
-            children = processes(f"--workdir={workdir}/")
-            victims = [process.pid, *children]
-            if not kill_children or rng.random() < 0.5:
-                victims = [process.pid]
-            elif rng.random() < 0.5:
-                victims.reverse()
+            victims = [process.pid, *processes(f"--workdir={workdir}/")]
+            victims = rng.choice([victims[:1], victims, victims[::-1]])
             for victim in victims:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
             process.communicate()
             end = time.monotonic() + 30
             while left := processes(f"{workdir}/"):
                 assert time.monotonic() < end, left
                 time.sleep(0.01)
             kills += 1
-        else:
-            return kills
+    raise AssertionError("the last attempt was not killed, but did not end")
 
 
 def test_killed_at_random_moments(tmp_path, three, fake, monkeypatch):
@@ -486,7 +490,7 @@ def test_killed_at_random_moments(tmp_path, three, fake, monkeypatch):
     command += [f"--workdir={workdir}", "--seeds=1", "--jobs=2"]
     environment = {**os.environ, "FAKE_SECONDS": "0.15"}
     rng = random.Random(seed)
-    assert killed_until_finished(command, environment, workdir, rng, 1.0, True) > 0
+    assert killed_until_finished(command, environment, workdir, rng) > 0
     for name in "abc":
         assert chain(workdir / "three" / name) == chain(tmp_path / "whole" / "three" / name)
     assert not list(workdir.glob("*/*/error.json"))
@@ -513,9 +517,10 @@ def test_trainings_killed_at_random_moments(tmp_path):
     assert first.returncode == 0, first.stdout.decode() + first.stderr.decode()
     rng = random.Random(seed)
     command.append(f"--workdir={workdir}")
-    kills = killed_until_finished(command, environment, workdir, rng, 25.0, True)
+    kills = killed_until_finished(command, environment, workdir, rng)
     print(f"{kills} kills")
-    assert kills > 0
+    assert kills > 1
+    assert any("Resuming from step" in path.read_text() for path in workdir.glob("*/*/log.txt"))
     for name, alpha in REAL:
         a, b = whole / "real" / name, workdir / "real" / name
         assert tiny.result(a) == tiny.result(b)
