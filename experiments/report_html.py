@@ -38,8 +38,8 @@ td { border-top: 1px solid var(--rule); }
 th { position: sticky; top: 0; background: var(--band); vertical-align: bottom; z-index: 1; }
 .number { text-align: right; }
 td.number { white-space: nowrap; }
-td:not(.number) { min-width: 5.5rem; }
-td:first-child:not(.number) { min-width: 9rem; }
+td:not(.number) { min-width: 5.5rem; overflow-wrap: anywhere; }
+td:first-child:not(.number) { min-width: 12rem; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 th button::after { content: "\\00a0↕"; color: var(--soft); font-weight: 400; }
