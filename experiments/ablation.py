@@ -249,11 +249,11 @@ def command(run: Run, workdir: Path, seeds: Sequence[int]) -> list[str]:
         seeds: one or more; several are trained together, in one program.
     """
     seeds = list(seeds)
-    fields = [f"--config.seed={seeds[0]}"]
-    if len(seeds) > 1:
-        fields.append(f"--config.replicas={len(seeds)}")
-        if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
-            fields.append(f"--config.replica.seeds={_flag(seeds)}")
+    several = [f"--config.replicas={len(seeds)}"] if len(seeds) > 1 else []
+    if seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        fields = [f"--config.seed={seeds[0]}", *several]
+    else:
+        fields = [*several, f"--config.replica.seeds={_flag(seeds)}"]
     program = [sys.executable, "-m", "mobilenets_jax.main"]
     return [*program, *_flags(run), *fields, f"--workdir={workdir}"]
 

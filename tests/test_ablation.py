@@ -6,7 +6,8 @@ import pytest
 
 from experiments import ablation
 from experiments.ablation import PaperPoint, Run
-from mobilenets_jax import costs
+from mobilenets_jax import config as config_lib
+from mobilenets_jax import costs, main
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.switches import build_spec
 
@@ -67,9 +68,19 @@ def test_command():
         *("--config.preprocess.mean=(1.0,2.0,3.0)", "--config.seed=4", "--workdir=w"),
     ]
     seeds = {(0, 1, 2): ["--config.seed=0", "--config.replicas=3"]}
-    seeds[5, 7] = ["--config.seed=5", "--config.replicas=2", "--config.replica.seeds=(5,7)"]
+    seeds[5, 7] = ["--config.replicas=2", "--config.replica.seeds=(5,7)"]
     for given, expected in seeds.items():
         assert ablation.command(run, Path("w"), given)[-1 - len(expected) : -1] == expected
+
+
+def test_main_reads_the_command_of_several_seeds():
+    run = ablation.network("smoke", V2, shortcut="none")
+    command = ablation.command(run, Path("w"), [5, 7])
+    command = [arg.replace("=configs", f"={ablation.ROOT}/configs") for arg in command]
+    options = main.parse(["main", *command[3:]])
+    config_lib.check(options.config, options.overrides)
+    assert [replica.seed for replica in config_lib.replicas(options.config)] == [5, 7]
+    assert options.workdir == Path("w")
 
 
 def test_cost():
