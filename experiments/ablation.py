@@ -166,7 +166,7 @@ def network(
     fields = {"alpha": alpha} | ({"rule": "slim"} if "v3" in model and alpha != 1 else {})
     fields |= {key: value for key, value in switches.items() if value != "paper"}
     overrides = dict(BUDGETS[scale])
-    if scale in (epochs or {}):
+    if epochs and scale in epochs:
         overrides["epochs"] = epochs[scale]
     if beta != 1:
         overrides["beta"] = beta

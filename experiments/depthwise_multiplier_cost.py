@@ -75,13 +75,13 @@ def layer(name: str, channels: int, kernel: int, size: Size) -> dict[str, Callab
 
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (size.batch, size.pixels, size.pixels, channels))
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         "depthwise": [(kernel, kernel, channels), (1, 1, channels, channels)],
         "standard": [(kernel, kernel, channels, channels)],
-    }[name]
+    }
     weights = [
         jax.random.normal(key, shape) / channels
-        for key, shape in zip(keys[1:], shapes, strict=False)
+        for key, shape in zip(keys[1:], shapes[name], strict=False)
     ]
 
     def convolve(x: Any, weight: Any) -> Any:
