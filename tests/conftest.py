@@ -9,6 +9,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # No test may depend on what another, or another day's, compiled.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
+import jax
+import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module")
+def unoptimized():
+    """Compiles a module's programs without LLVM's optimization: sooner, and the same arithmetic."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)

@@ -1,20 +1,14 @@
-"""The benchmark's arithmetic, its command line, its twin, and docs/benchmarks.md."""
+"""The benchmark's arithmetic, its command line, and docs/benchmarks.md."""
 
-import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_report, linux, peers
+from experiments import benchmark, benchmark_report, benchmark_rounds, linux, peers
 from experiments.benchmark_floor import floor, layer_work, network_work
-from experiments.peers import machine, naive
-from experiments.peers.jax_nets import random_variables
-from mobilenets_jax import create_model
+from experiments.peers import machine
 from mobilenets_jax.errors import InputError
-from mobilenets_jax.model import MobileNet
 
 CELL = peers.Cell("training", "v2", 16, 224, "float32", 2)
 LAYER = peers.LayerCell("depthwise", "forward", 14, 512, 512, 3, 2, 16, "float32", 2)
@@ -35,7 +29,7 @@ def record(seconds, batch=16, **fields):
         "round_seconds": seconds,
         "bytes_before": 2 << 20,
         "peak_bytes": 3 << 20,
-        **benchmark.spread(seconds, batch),
+        **benchmark_rounds.spread(seconds, batch),
         **fields,
     }
 
@@ -65,17 +59,17 @@ def stored(**fields):
 
 
 def test_document_shows_the_stored_results():
-    text = (benchmark.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = (benchmark_rounds.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert text == benchmark_report.render(benchmark_report.load())
 
 
 def test_spread():
-    assert benchmark.spread([0.4, 0.2, 0.1, 0.3, 0.5], 6) == {
+    assert benchmark_rounds.spread([0.4, 0.2, 0.1, 0.3, 0.5], 6) == {
         "median_seconds": 0.3,
         "quartile_seconds": [0.2, 0.4],
         "images_per_second": pytest.approx(20),
     }
-    assert benchmark.spread([0.5], 2)["quartile_seconds"] == [0.5, 0.5]
+    assert benchmark_rounds.spread([0.5], 2)["quartile_seconds"] == [0.5, 0.5]
 
 
 def test_work_of_a_network():
@@ -137,12 +131,12 @@ def test_copies_of_main_memory_are_larger_than_the_cache(cache, available, large
 def test_agreement():
     ours = {"loss": np.array([3.0, 4.0]), "gradient/a": np.array([1.0]), "gradient/b": np.zeros(2)}
     other = {**ours, "loss": np.array([[3.0], [4.5]])}
-    found = benchmark.agreement(ours, other)
+    found = benchmark_rounds.agreement(ours, other)
     assert found["gradient"] == {"norm": 0.0, "worst": 0.0}
     assert found["loss"]["norm"] == pytest.approx(0.5 / np.hypot(3, 4.5))
     assert found["loss"]["worst"] == pytest.approx(0.5 / 4.5)
     with pytest.raises(KeyError, match="gradient/b"):
-        benchmark.agreement({"loss": ours["loss"]}, ours)
+        benchmark_rounds.agreement({"loss": ours["loss"]}, ours)
 
 
 def test_layers_are_those_of_the_papers():
@@ -304,46 +298,6 @@ def test_other_files_are_not_overwritten(tmp_path):
         benchmark.open_results(path, "networks")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(m, marks=[pytest.mark.slow] * (m in ("v1", "v3_large"))) for m in peers.MODELS],
-)
-def test_naive_twin_is_the_same_network(name):
-    """Outputs, statistics and gradients in float64; a ReLU6's kink does not blur them there."""
-    # The first blocks of each kind: expansion or none, both strides, SE or none, a shortcut.
-    whole = create_model(peers.MODELS[name], num_classes=10).spec
-    spec = dataclasses.replace(whole, blocks=whole.blocks[:5])
-    with jax.enable_x64(True):
-        model, twin = MobileNet(spec, jnp.float64), naive.NaiveNet(spec, jnp.float64)
-        variables = jax.tree.map(jnp.float64, random_variables(model))
-        images = jnp.float64(peers.inputs(CELL)[0][:2, :32, :32])
-
-        def results(model, variables):
-            def loss(params):
-                logits, updated = model.apply(
-                    {**variables, "params": params},
-                    images,
-                    train=True,
-                    rngs={"dropout": jax.random.key(3)},
-                    mutable=["batch_stats"],
-                )
-                return jnp.sum(logits**2), (logits, dict(updated)["batch_stats"])
-
-            (_, (logits, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(
-                variables["params"]
-            )
-            return model.apply(variables, images), logits, statistics, gradient
-
-        ours = jax.jit(lambda v: results(model, v))(variables)
-        theirs = jax.jit(lambda v: results(twin, v))(naive.to_naive(variables))
-        for mine, other in zip(ours, theirs, strict=True):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
-                naive.to_naive(mine),
-                other,
-            )
-
-
 @pytest.mark.slow
 def test_two_contenders_are_measured_and_stored(tmp_path):
     out = tmp_path / "results.json"
@@ -391,6 +345,6 @@ def test_layers_are_measured_and_stored(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_twin_is_exact_in_float64(tmp_path):
-    found = benchmark.exactness("v3_small", 1, tmp_path / "log")
+    found = benchmark_rounds.exactness("v3_small", 1, tmp_path / "log")
     assert found.keys() == {"loss", "gradient", "batch_stats"}
     assert all(group["norm"] < 1e-12 for group in found.values())
