@@ -41,9 +41,9 @@ CONFIGS = {
 # Fields that a scale sets. Full is the paper's recipe as it is.
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {
-        "epochs": 2.0,
-        "eval_every": 2.0,
-        "checkpoint_every": 2.0,
+        "epochs": 4.0,
+        "eval_every": 4.0,
+        "checkpoint_every": 4.0,
         "log_every": 11,
         "ema_decay": 0.9,
         "schedule.warmup_epochs": 0.25,

@@ -40,7 +40,7 @@ def test_a_scale_has_its_data_set_width_and_epochs():
     configs = {scale: ablation.config(run) for scale, run in runs.items()}
     assert [c.dataset.name for c in configs.values()] == ["digits", "fashion_mnist", "imagenet2012"]
     assert [c.model.alpha for c in configs.values()] == [0.25, 0.5, 1.0]
-    assert [c.epochs for c in configs.values()] == [2.0, 3.0, 300.0]
+    assert [c.epochs for c in configs.values()] == [4.0, 3.0, 300.0]
     with pytest.raises(InputError, match=r"Unknown scale 'smal'\. Did you mean 'small'"):
         ablation.network("smal", V2)
     with pytest.raises(InputError, match="Unknown model 'mobilenet_v4'"):
@@ -89,7 +89,7 @@ def test_cost():
     assert ablation.spec(run) == spec
     cost = ablation.cost(run)
     assert (cost.params, cost.macs) == (costs.params(spec), costs.macs(spec, 32))
-    assert (cost.resolution, cost.steps) == (32, 88)  # 2 epochs of 44 whole batches
+    assert (cost.resolution, cost.steps) == (32, 176)  # 4 epochs of 44 whole batches
     # Seeds share the start and the compilation, not the work.
     one, two, three = (ablation.cost(run, seeds).seconds for seeds in (1, 2, 3))
     assert three - two == pytest.approx(two - one)

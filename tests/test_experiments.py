@@ -77,16 +77,19 @@ def test_budgets():
     smoke = [run for name in TRAINED for run in MODULES[name].runs("smoke")]
     assert len(smoke) <= 60
     work = [(ablation.cost(run, seeds=2), run) for run in smoke]
-    assert all(cost.seconds < 40 for cost, _ in work)
-    assert sum(cost.seconds for cost, _ in work) < 20 * 60
-    assert sum(cost.macs * cost.steps * 32 for cost, _ in work) < 1.5e12
+    assert all(cost.seconds < 60 for cost, _ in work)
+    assert sum(cost.seconds for cost, _ in work) < 25 * 60
+    assert sum(cost.macs * cost.steps * 32 for cost, _ in work) < 3e12
     for name in TRAINED:
         seconds = sum(ablation.cost(run, seeds=3).seconds for run in MODULES[name].runs("small"))
         assert seconds < 2 * HOURS, name
+        quick = sum(ablation.cost(run, seeds=2).seconds for run in MODULES[name].runs("smoke"))
         # The docstring says it.
         text = " ".join(MODULES[name].__doc__.split())
-        minutes = re.search(r"(\d+) min at small scale with 3 seeds", text)
-        assert int(minutes[1]) == round(seconds / 60), name
+        stated = (
+            "Estimated time on two CPU cores: {} min at smoke scale with 2 seeds, {} min at small"
+        )
+        assert stated.format(max(1, round(quick / 60)), round(seconds / 60)) in text, name
 
 
 # The papers' numbers ----------------------------------------------------------------------------
