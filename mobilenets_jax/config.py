@@ -125,7 +125,13 @@ _FIELDS = {
 }
 FIELDS = {name: field for field, names in _FIELDS.items() for name in names.split()}
 # Fields that came later, at what every config had before.
-_LATER = {"replicas": 1, "replica": {"seeds": [], "learning_rate": [], "weight_decay": []}}
+_LATER: dict[str, Any] = {
+    "replicas": 1,
+    "replica.seeds": [],
+    "replica.learning_rate": [],
+    "replica.weight_decay": [],
+    "model.expansion": None,
+}
 # What an evaluation reads, as fields or whole sections; all else made the training what it is.
 _EVALUATED = (
     *("resolution", "beta", "eval_batch_size", "distributed"),
@@ -206,20 +212,19 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     # Where a prepared data set lies changes nothing; which folder of photos is read does.
     if config.get("dataset", {}).get("name") != "image_folder":
         without_effect |= {"dataset.data_dir", "dataset.manual_dir"}
-    before = dict(flatten(_LATER))
     return {
         key: value
         for key, value in flatten(config)
         # A training is the same with a field that came later, at what it was before.
-        if key not in without_effect and not (key in before and value == before[key])
+        if key not in without_effect and not (key in _LATER and value == _LATER[key])
     }
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Says how two plain configs differ, e.g. "batch_size is 64 there and 32 here", or ""."""
-    there, here, before = identity(old), identity(new), dict(flatten(_LATER))
+    there, here = identity(old), identity(new)
     for key in sorted(there.keys() | here.keys()):
-        one, other = (fields.get(key, before.get(key)) for fields in (there, here))
+        one, other = (fields.get(key, _LATER.get(key)) for fields in (there, here))
         if one != other:
             return f"{key} is {one!r} there and {other!r} here"
     return ""
@@ -387,8 +392,9 @@ def read(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            config = {**_LATER, **config}
+        for name, value in _LATER.items() if isinstance(config, dict) else ():
+            section, _, leaf = name.rpartition(".")
+            (config.setdefault(section, {}) if section else config).setdefault(leaf, value)
         check_names(ConfigDict(config))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(

@@ -226,6 +226,7 @@ def test_two_devices_share_out_two_replicas_and_exchange_nothing(make):
     assert_close(take_steps(two, 12), take_steps(one, 12))
 
 
+@pytest.mark.slow
 def test_three_devices_share_each_batch_of_two_replicas(make):
     experiment = steps.build(make(replicas=2, batch_size=15, **SMOOTH))
     three = on_devices(experiment, 3)
@@ -463,8 +464,9 @@ def test_evaluating_a_workdir_gives_lists(trained, tmp_path, capsys):
     assert evaluated["replicas"] == 2
 
 
-def test_weights_of_a_workdir_are_the_first_replicas(trained, make, capsys):
+def test_weights_of_a_workdir_are_the_first_replicas(trained, make, monkeypatch, capsys):
     experiment = steps.build(make(replicas=2))
+    monkeypatch.setattr(weights, "build_spec", lambda **fields: experiment.model.spec)
     variables = weights.load(trained, experiment.model, "native")
     assert "a training of 2 replicas: taking the first one's weights" in capsys.readouterr().out
     with checkpoint.open_manager(trained, read_only=True) as manager:
@@ -475,21 +477,20 @@ def test_weights_of_a_workdir_are_the_first_replicas(trained, make, capsys):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_all_replicas_start_from_the_weights_and_from_classifiers_of_their_own(
-    make, tmp_path, monkeypatch, capsys, devices
+    make, tmp_path, capsys, devices
 ):
-    single = steps.build(make())
-    weights.save(tmp_path / "w.npz", single.model, variables_of(steps.initial_state(single)))
-    eleven = functools.partial(make, init_from=str(tmp_path / "w.npz"), init_source="native")
-    config = eleven(replicas=2, seed=5)
-    experiment = on_devices(steps.build(config), devices)
-    wider = tiny.small_model(config, 11)
-    experiment = experiment._replace(model=wider)
+    single, file = steps.build(make()), tmp_path / "w.npz"
+    variables = variables_of(steps.initial_state(single))
+    weights.save(variables, file, single.model, format="npz", naming="native")
+    config = make(replicas=2, seed=5, init_from=str(file))
+    wider = tiny.small_model(config, 11)  # classes
+    experiment = on_devices(steps.build(config), devices)._replace(model=wider)
     capsys.readouterr()
     loaded = finetune.load(experiment)
     assert capsys.readouterr().out.count("starts fresh") == 1
     state = finetune.replace(experiment, steps.initial_state(experiment), loaded)
     for i in range(2):
-        expected = weights.load(tmp_path / "w.npz", wider, "native", seed=5 + i)
+        expected = weights.load(file, wider, "native", seed=5 + i)
         found = variables_of(jax.tree.map(np.asarray, state), i)
         tiny.assert_same_bits(tiny.named(found), tiny.named(expected))
     heads = state.params["classifier"]["kernel"]
