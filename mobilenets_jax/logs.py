@@ -149,7 +149,7 @@ class Progress:
 
     def __init__(self, total: int, start: int, every: int, enabled: bool, file: TextIO):
         self._total, self._every, self._enabled, self._file = total, every, enabled, file
-        self._facts: dict[str, Numbers] = {}
+        self._facts: dict[str, Any] = {}
         # Step and time of the first report: the step before it compiles.
         self._first: tuple[int, float] | None = None
         self._bar: Any = None
