@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments import peers
 from experiments.benchmark_floor import Floor, floor
+from mobilenets_jax.depthwise import PLATFORMS
 from mobilenets_jax.errors import InputError
 
 RESULTS = Path(__file__).parent / "results" / "benchmark"
@@ -38,7 +39,7 @@ others anew.
   environment (ours included: the allocator's setting is given to all). Rounds are interleaved,
   A B C A B C …; a round is one step that is not timed, for the caches and the memory that others
   left cold, and as many as fill a second, at least one. Images per second are at the median round;
-  quartiles in brackets.
+  quartiles in brackets, of 3 to 7 rounds (of 3 they say little). "–" was not run.
 - **Training step**: forward with BatchNorm's statistics and dropout, cross entropy, backward, SGD
   with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
   fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
@@ -56,7 +57,8 @@ others anew.
   channels_last (NHWC below); in brackets the lowest and highest ratio within a round.
 - **Peak memory**: on a CPU the process's resident memory during the timed steps (the high-water
   mark is set back after compilation), and of it what was added since the libraries were loaded:
-  PyTorch's are larger than JAX's, whose own start is in what it added. On a GPU the device's.
+  PyTorch's are larger than JAX's, whose own start is in what it added. On a GPU the device's, ours
+  with the first step in it, which cannot be set back there.
   **First step** is the time to the end of the first step, with compilation and without any cache.
 - **Of the floor**: the floor over our time, with what bounds it in brackets. The floor is the
   larger of the step's operations over the measured peak of matrix products and its bytes over the
@@ -98,18 +100,18 @@ def write(root: Path) -> None:
 
 
 def peaks(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, float]]:
-    """Returns the machine's peaks by device, dtype and threads: the medians over the cells.
+    """Returns the machine's peaks by device, dtype and threads: the highest that any cell measured.
 
-    Cells whose bandwidth was measured within the cache only, as once was done, have no say.
+    What disturbs a measurement makes it lower, never higher. Bandwidths that were measured within
+    the cache only, as once was done, have no say, and where there are no others there is no peak.
     """
-    found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
     for cell in cells:
-        if "cache_bytes" in cell.get("machine", {}):
-            found.setdefault(_place(cell), []).append(cell["machine"])
-    return {
-        place: {key: statistics.median(machine[key] for machine in all_) for key in all_[0]}
-        for place, all_ in found.items()
-    }
+        machine = cell.get("machine", {})
+        names = machine.keys() if "cache_bytes" in machine else machine.keys() & {"flops"}
+        best = found.setdefault(_place(cell), {})
+        best |= {name: max(machine[name], best.get(name, 0)) for name in machine if name in names}
+    return {place: best for place, best in found.items() if "cache_bytes" in best}
 
 
 def _place(cell: dict[str, Any]) -> tuple[str, str, int]:
@@ -290,6 +292,8 @@ def _layer_tables(
     if apart:
         lines += ["", "### Layers", "", "In each row, the fastest is bold. The largest difference"]
         lines[-1] += f" between a contender's result and ours, norm over norm, is {max(apart):.0e}."
+    if noise := _noise(cells):
+        lines[-1] += noise
     for (kind, direction, batch, dtype, threads), members in groups.items():
         names = list(dict.fromkeys(name for cell in members for name in _timed(cell)))
         lines += [
@@ -317,6 +321,24 @@ def _layer_tables(
             bare = f"{least.seconds * 1e3:.3g}" if least else "–"
             lines.append(_line(layer, *values, bare, _of_floor(cell, least)))
     return lines
+
+
+def _noise(cells: list[dict[str, Any]]) -> str:
+    """By how much two processes with the same program differ: what the tables cannot tell apart."""
+    same = f"ours {PLATFORMS['cpu']}"
+    pairs = [
+        (timed[same]["median_seconds"], timed["ours"]["median_seconds"])
+        for timed in map(_timed, cells)
+        if {"ours", same} <= timed.keys() and timed["ours"]["device"] == "cpu"
+    ]
+    if not pairs:
+        return ""
+    factors = [max(pair) / min(pair) for pair in pairs]
+    return (
+        f' On a CPU "ours" and "{same}" are one program in two processes: they differ by a factor '
+        f"of {statistics.median(factors):.2f} in the median and of {max(factors):.2f} at most, "
+        "which is the noise of these short times."
+    )
 
 
 def _left_out(cells: list[dict[str, Any]]) -> list[str]:

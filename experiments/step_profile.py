@@ -65,27 +65,33 @@ into the depthwise convolution that reads it, as depthwise), or as a product if 
 (an optimizer's update fused into the product that makes the gradient). *Products, GFLOP/s* is what
 the 1×1 convolutions and the classifier reach in their share of the time.
 
-What it says about the places where docs/benchmarks.md shows us behind:
+What the tables here and in docs/benchmarks.md say about the places where we are behind:
 
-- **Inference, batch 16 and 32, is slower than PyTorch, LiteRT and ONNX Runtime.** Half of the step
-  is the 1×1 convolutions, as XLA's CPU library computes them, at little more than the rate at which
-  LiteRT runs the whole of V2 (0.6 GFLOP an image over its time in docs/benchmarks.md). Theirs end
-  with the activation, and their depthwise kernels pad by index; behind XLA's product each
-  activation is a pass through memory of its own, which also writes the padding that the depthwise
-  convolution reads. Without products that fuse what follows them, we believe the limit of XLA's CPU
-  code to be close to what we reach. Tried, without gain: the `+dot` and `+eltwise` kinds of XLA's
-  own library fusion, and the batch in chunks that fit the cache.
-- **Training is ahead of PyTorch, V1 the least**: its products, the larger part than in the others,
-  already run at the machine's measured peak.
-- **12 times the naive twin** is reached where depthwise work is a large part of the twin's step:
-  not at batch 16 by V1 (its products cost the twin as much as us), nor by V3-Small (the stem,
-  squeeze-and-excite and BatchNorm's sums, which the twin has too). Tried for V3-Small, without
-  gain: seven other stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the
-  weight gradient, a hard-swish by clipping, accumulators by rows.
+- **Inference at batch 16 and 32.** Two parts are slower than they could be. The products reach 180
+  to 305 GFLOP/s, where square ones reach the peak (docs/benchmarks.md) and LiteRT runs the whole of
+  V2, batch 16 and 32, at some 250 GFLOP/s: XLA computes each as a call of a library, and what
+  follows (bias, activation, addition) is fused with the padding and the depthwise convolution
+  behind it, not with the product. And the depthwise convolution, those included, takes a third of
+  the step: a single one takes about four times as long as PyTorch's (docs/benchmarks.md, layers).
+  We have found no way to reach PyTorch's time with XLA's CPU code, and do not know the limit.
+  Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of XLA's own
+  library fusion, and the batch in chunks that fit the cache.
+- **Inference at batch 1**, with two threads: the operations are so short that sharing them out
+  costs what it gains (docs/benchmarks.md: V3 is no faster than with one thread, where we are ahead
+  of PyTorch but for V1). Not tried: fewer, larger fusions.
+- **Training is ahead of PyTorch, V1 the least**: products are the larger part of its step, and run
+  near the machine's peak.
+- **12 times the naive twin** is missed at batch 16 by V1 and V3-Small. The twin's own time was not
+  taken apart, so why is not known. Tried for V3-Small in single sessions, not stored, without gain:
+  seven other stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the weight
+  gradient, a hard-swish by clipping, accumulators by rows.
+- **In blocks with squeeze-and-excite and ReLU** (V3), XLA computes the depthwise convolution twice,
+  once for the mean and once for the product with the gate (tests/test_fusion.py counts them).
 - **A second start needs 6.6 s to its first step where 5 s was wished** (MobileNetV2 on digits; seen
-  in one session, not stored): imports 1.4 s, the first state 1.4, tracing 1.6, lowering 0.5,
-  loading the compiled step 1.1, running it for the first time 0.6. Only the compilation is cached.
-  Tried: both compilations at a time in two threads (0.1 s gained: Python's lock).
+  in single sessions, not stored): imports 1.1 s, building and the first state 1.8, tracing the step
+  1.6, lowering it 0.5, loading it compiled 1.0, running it for the first time 0.6. Only the
+  compilation is cached. Tried: both compilations at a time in two threads (0.1 s gained: Python's
+  lock), and keeping programs of under a second of compilation, too (nothing).
 """
 
 
@@ -179,7 +185,9 @@ def measure(cell: peers.Cell, dump: Path) -> dict[str, Any]:
         compiled[path.name.split(".")[1]] = path.read_text(encoding="utf-8")
     sums = by_kind(events, compiled)
     layers = costs.layers(specs.table(peers.MODELS[cell.model]), cell.resolution)
-    products = sum(x.macs for x in layers if x.kind in ("expand", "project", "last", "head"))
+    products = sum(
+        x.macs for x in layers if x.kind in ("expand", "project", "last", "head", "classifier")
+    )
     return {
         "cell": cell._asdict(),
         "seconds": statistics.median(times),
@@ -252,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
         (ROOT / "docs" / "profile.md").write_text(render(results), encoding="utf-8")
         return
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    given = {name: os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "XLA_FLAGS")}
     records = []
     with tempfile.TemporaryDirectory() as dump:
         # Read by XLA when JAX starts.
@@ -271,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
         },
-        "environment": runtime.environment(),
+        "environment": given,
     }
     logs.write_json(options.out, {"circumstances": circumstances, "records": records})
 

@@ -225,8 +225,9 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Array], Callable[..., tuple[Array
     "lax": (_lax, _lax_gradients),
     "shift": (_shift, _shift_gradients),
 }
-# On CPU measured in whole training steps: docs/benchmarks.md, where the naive twin is "lax". Not
-# measured on any other platform, which "default" is.
+# On CPU "shift" is the faster one for every layer and direction of docs/benchmarks.md, from
+# experiments/results/benchmark/cpu_layers.json. Not measured on any other platform, which "default"
+# is.
 PLATFORMS = {"cpu": "shift", "default": "lax"}
 
 
