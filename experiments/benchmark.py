@@ -195,29 +195,31 @@ def _keep(
 
 
 def networks(options: argparse.Namespace) -> None:
-    """Measures whole networks, and stores each cell."""
+    """Measures whole networks, and stores each cell; adds `exactness` to one that lacks it."""
     results = open_results(options.out, "networks")
     results["runs"].append(_circumstances(options.threads))
     exact: dict[str, dict[str, Any]] = {}
     sizes = (options.batch, options.resolution, options.dtype, [options.threads])
     for values in itertools.product(options.task, options.models, *sizes):
         cell = peers.Cell(*values)
-        names = missing(find(results, cell), contenders(options.peers), options.retry)
-        if not names:
-            continue
-        with (
-            tempfile.TemporaryDirectory() as directory,
-            workers(names, cell.threads, options.log) as started,
-        ):
-            records = measure(started, cell, options.rounds, 1.0, Path(directory))
-            machine = started["ours"].ask(machine=cell.dtype)
-            row = _keep(results, cell, records, Path(directory), machine)
-        if cell.task == "training":
+        row = find(results, cell)
+        names = missing(row, contenders(options.peers), options.retry)
+        if names:
+            with (
+                tempfile.TemporaryDirectory() as directory,
+                workers(names, cell.threads, options.log) as started,
+            ):
+                records = measure(started, cell, options.rounds, 1.0, Path(directory))
+                machine = started["ours"].ask(machine=cell.dtype)
+                row = _keep(results, cell, records, Path(directory), machine)
+        assert row is not None
+        if cell.task == "training" and "float64" not in row:
             if cell.model not in exact:
                 exact[cell.model] = exactness(cell.model, cell.threads, options.log)
             row["float64"] = exact[cell.model]
         _store(results, options.out)
-        _say(cell, records)
+        if names:
+            _say(cell, row["contenders"])
 
 
 def layers(options: argparse.Namespace) -> None:

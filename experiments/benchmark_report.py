@@ -50,8 +50,9 @@ others anew.
   difference over the norm: of the logits; or of the gradient / of loss and new BatchNorm
   statistics, whichever is larger. Rounding to float32 alone moves the gradient of V2 by a hundredth
   (PyTorch's and ours against float64: docs/weights.md). So the step is taken in float64, too, with
-  2 images of 64 pixels, in processes of the same run: the last number is the largest difference of
-  loss, gradient and statistics there. More than 1e-10 would be marked "not equal".
+  16 images of 96 pixels, in processes of its own: the last number is the largest difference of
+  loss, gradient and statistics there. More than 1e-10 would be marked "not equal". In rows where
+  the twin was not run, equality was not looked at again.
 - **Ratios** are peer's time over ours: above 1, ours is faster. PyTorch (torchvision; timm for V1)
   is shown at the fastest setting that was measured, of eager and `torch.compile`, NCHW and
   channels_last (NHWC below); in brackets the lowest and highest ratio within a round.
