@@ -100,11 +100,11 @@ def from_json(text: str, path: str | Path) -> Document:
 def _document(found: Any) -> Document:
     """Builds the document from parsed JSON; raises ValueError."""
     _check_keys("", found, needed=("network",), optional=("preprocessing",))
-    how = found.get("preprocessing")
-    return Document(
-        _value(Spec, found["network"], "network"),
-        None if how is None else _value(Preprocessing, how, "preprocessing"),
-    )
+    network, how = _value(Spec, found["network"], "network"), found.get("preprocessing")
+    blocks = len(network.blocks)
+    if sum(network.stages) not in (0, blocks):
+        raise ValueError(f"network.stages must be {blocks} blocks together, as there are")
+    return Document(network, None if how is None else _value(Preprocessing, how, "preprocessing"))
 
 
 def _check_keys(

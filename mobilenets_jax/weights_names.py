@@ -224,6 +224,11 @@ def _layers(spec: Spec, source: str) -> Iterator[tuple[str, Theirs]]:
     if names is None:
         raise InputError(f"{source} has no counterpart of {spec.name}.")
     places = [(stage, k) for stage, size in enumerate(spec.stages) for k in range(size)]
+    if len(places) != len(spec.blocks):
+        raise InputError(
+            f"This {spec.name} has {len(spec.blocks)} blocks and its stages {len(places)}, so they "
+            f"have no names in {source}: create it by create_model, or take naming='native'."
+        )
     counts = {"stages": len(spec.stages), "last": len(spec.blocks) + 1}
     rows = costs.layers(spec)
     for row in rows:

@@ -300,6 +300,9 @@ WRONG = {
     said(network__blocks__0__shortcut="a" * 9999): "network.blocks[0].shortcut is 'aaaa",
     said(network__stem__activation=["relu"]): "network.stem.activation is ['relu']",
     said(network__stem=None): "network.stem is no object",
+    said(network__stages=[1]): "network.stages must be 8 blocks together",
+    said(network__stages=[10**6] * 4): "network.stages must be 8 blocks together",
+    said(network__stages=[0]): "network.stages[0] must be an integer from 1",
     said(network__padding=None): "network.padding is None",
     said(network__bn_epsilon="1e-3"): "network.bn_epsilon must be a number from 0",
     said(network__bn_epsilon=float("nan")): "network.bn_epsilon must be a number from 0",
@@ -348,6 +351,18 @@ def test_a_wrong_document_stops_a_load(suffix, text, reason, tmp_path):
     path = written(tmp_path, suffix, text)
     for function, *arguments in ((weights.load, narrow()), (weights.describe,)):
         assert message_of(function, path, *arguments).startswith(f"{path}{reason}")
+
+
+def test_a_network_that_does_not_say_its_stages_has_no_names_elsewhere(tmp_path):
+    path = tmp_path / "a.npz"
+    model = weights.model_for("timm", "mobilenetv3_small_050", num_classes=2)
+    document = Document(dataclasses.replace(model.spec, stages=()), None)
+    flat = {name: np.ones(shape, np.float32) for name, shape in weights.shapes(model).items()}
+    weights_files.write(flat, path, "npz", weights_document.to_json(document))
+    found = MobileNet(weights.describe(path).network)
+    variables = weights.load(path, found)
+    message = message_of(weights.save, variables, tmp_path / "b.npz", found, format="npz")
+    assert message.startswith("This mobilenet_v3_small has 11 blocks and its stages 0, so they")
 
 
 @pytest.mark.parametrize(
