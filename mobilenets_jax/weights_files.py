@@ -197,11 +197,16 @@ def _read_npz(path: Path) -> Arrays:
         with zipfile.ZipFile(opened) as archive:
             _check_size(path, sum(member.file_size for member in archive.infolist()))
         try:
-            return unique(path, ((name, file[name]) for name in file.files))
+            arrays = unique(path, ((name, file[name]) for name in file.files))
         except ValueError as error:
             if "allow_pickle" in str(error):
                 raise _unsafe(path) from error
             raise
+        # NumPy returns the bytes of what is none.
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{name} is no array")
+        return arrays
 
 
 def _unsafe(path: Path) -> InputError:

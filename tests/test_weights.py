@@ -493,6 +493,17 @@ def test_truncated_files_end_in_one_sentence(format, tmp_path):
             weights.load(path, small()[0], "timm")
 
 
+def test_an_npz_member_that_is_no_array_is_named(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, **changed(classifier__bias=None))
+    for name in ("classifier.bias", "classifier.bias.npy"):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, b"no array")
+        with pytest.raises(InputError, match=r"\(TypeError: classifier.bias is no array\)"):
+            weights.load(path, small()[0], "timm")
+        np.savez(path, **changed(classifier__bias=None))
+
+
 class Code:
     """Unpickled, it creates a file."""
 
