@@ -8,10 +8,12 @@ nothing of networks or of what the arrays mean.
 `safetensors`, `h5py` and `torch` are imported only where their format is.
 """
 
+import collections
 import contextlib
 import io
 import os
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -211,8 +213,8 @@ def _read_npz(path: Path) -> Arrays:
 
 def _unsafe(path: Path) -> InputError:
     return InputError(
-        f"{path} holds Python objects, which could run code when read, so none was: take a "
-        ".safetensors file, or save again only the arrays, as in "
+        f"{path} holds Python objects, which could run code when read; nothing was executed: take "
+        "a .safetensors file, or save again only the arrays, as in "
         "torch.save(model.state_dict(), path)."
     )
 
@@ -230,10 +232,8 @@ def _read_pytorch(path: Path) -> Arrays:
         with warnings.catch_warnings(action="ignore"):  # what it does not support, it raises
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The same exception for what is no pickle at all.
-        with path.open("rb") as file:
-            is_pickle = file.read(2) in (b"PK", *(bytes([0x80, n]) for n in range(2, 6)))
-        if is_pickle and "Unsupported" in str(error):
+        # The same exception for what is damaged, or no pickle at all.
+        if _is_whole_pickle(path):
             raise _unsafe(path) from error
         raise
     # A training's checkpoint keeps the weights beside others.
@@ -252,6 +252,23 @@ def _read_pytorch(path: Path) -> Arrays:
         str(name): (value.float() if value.dtype is torch.bfloat16 else value).detach().numpy()
         for name, value in found.items()
     }
+
+
+def _is_whole_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, or an archive of them, without damage; executes nothing."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            # PyTorch's old format has arrays behind a version, an identity, and the objects.
+            for _ in range(4):
+                if file.tell() < size:
+                    collections.deque(pickletools.genops(file), maxlen=0)
+    except Exception:  # each opcode's reader has its own
+        return False
+    return True
 
 
 def _read_keras(path: Path) -> Arrays:

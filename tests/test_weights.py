@@ -6,6 +6,7 @@ What needs PyTorch is in `experiments.parity`; its digests and logits are in dat
 import collections
 import functools
 import json
+import os
 import pickle
 import re
 import sys
@@ -514,6 +515,16 @@ class Code:
         return type(self.path).touch, (self.path,)
 
 
+class Call:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function, text):
+        self.call = function, (text,)
+
+    def __reduce__(self):
+        return self.call
+
+
 def test_a_pickle_is_never_opened(tmp_path):
     victim = tmp_path / "executed"
     pickle.loads(pickle.dumps(Code(victim)))
@@ -529,6 +540,49 @@ def test_a_pickle_is_never_opened(tmp_path):
         with pytest.raises(InputError, match=f"^{re.escape(str(path))} is corrupt"):
             weights.load(path, small()[0], "timm")
     assert not victim.exists()
+
+
+@pytest.mark.parametrize("function", [os.system, eval], ids=["system", "eval"])
+@pytest.mark.parametrize("layout", ["plain", "zip", "old"])
+@pytest.mark.parametrize("protocol", range(5))
+def test_a_pth_that_would_run_code_is_called_that(protocol, layout, function, tmp_path):
+    torch = pytest.importorskip("torch")
+    victim, path = tmp_path / "executed", tmp_path / "file.pth"
+    text = f"touch {victim}" if function is os.system else f"open({str(victim)!r}, 'w')"
+    content = {"a": Call(function, text)}
+    if layout == "plain":
+        path.write_bytes(pickle.dumps(content, protocol))
+    else:
+        zipped = layout == "zip"
+        torch.save(
+            content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
+        )
+    message = "holds Python objects, which could run code when read; nothing was executed: take a"
+    with pytest.raises(InputError, match=message):
+        weights.load(path, small()[0], "timm")
+    whole = path.read_bytes()
+    assert not victim.exists()
+    # Half of it is damage and no attack.
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="is corrupt, truncated or not what its suffix says"):
+        weights.load(path, small()[0], "timm")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_pth_is_not_called_an_attack(zipped, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "file.pth"
+    torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    damaged = [whole[: int(part * len(whole))] for part in (0, 0.01, 0.03, 0.07, 0.1, 0.5, 0.99)]
+    if zipped:
+        place = whole.index(b"_rebuild_tensor")
+        damaged.append(whole[:place] + b"X" + whole[place + 1 :])
+    for content in (*damaged, b"not weights", b"hello."):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is corrupt, truncated or not what its suffix says"):
+            weights_files.read(path)
 
 
 @pytest.mark.parametrize("package", ["torch", "safetensors.numpy", "h5py"])
