@@ -175,7 +175,7 @@ def _check_size(path: Path, size: int) -> None:
     """Raises InputError, before anything is inflated, for more bytes than weights have."""
     if size > _MOST_BYTES:
         raise InputError(
-            f"{path} holds {size:,} bytes of arrays and a network's weights have at most "
+            f"{path} holds {size:,} bytes and a network's weights have at most "
             f"{_MOST_BYTES:,}: give a file of one network's weights."
         )
 
@@ -184,6 +184,7 @@ def _read_safetensors(path: Path) -> Arrays:
     import ml_dtypes  # NumPy has no bfloat16 of its own.
     from safetensors.numpy import load_file
 
+    _check_size(path, path.stat().st_size)
     return {
         name: array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
         for name, array in load_file(path).items()
@@ -228,6 +229,10 @@ def _read_pytorch(path: Path) -> Arrays:
             f"Reading {path} with PyTorch {torch.__version__} could run code that the file holds: "
             "install PyTorch 2.6 or later, or take a .safetensors file."
         )
+    _check_size(path, path.stat().st_size)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(member.file_size for member in archive.infolist()))
     try:
         with warnings.catch_warnings(action="ignore"):  # what it does not support, it raises
             found = torch.load(path, map_location="cpu", weights_only=True)

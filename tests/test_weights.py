@@ -615,8 +615,37 @@ def test_files_larger_than_any_network_are_not_inflated(tmp_path, monkeypatch):
     for suffix in (".npz", ".h5", ".keras"):
         path = tmp_path / f"a{suffix}"
         assert path.stat().st_size < 10_000
-        with pytest.raises(InputError, match=r"holds 20,\d+ bytes of arrays and .* at most 10,000"):
+        with pytest.raises(InputError, match=r"holds 20,\d+ bytes and .* at most 10,000"):
             weights_files.read(path)
+
+
+def test_a_large_safetensors_file_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    header = json.dumps({"a": {"dtype": "U8", "shape": [2**31], "data_offsets": [0, 2**31]}})
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + 2**31)  # takes no place
+    monkeypatch.setattr("safetensors.numpy.load_file", None)
+    with pytest.raises(InputError, match=r"holds 2,147,483,\d+ bytes and .* at most 1,073,741,824"):
+        weights_files.read(path)
+
+
+@pytest.mark.parametrize("layout", ["deflated", "stored", "old"])
+def test_a_large_pth_is_not_read(layout, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.zeros(5000)}, path, _use_new_zipfile_serialization=layout != "old")
+    if layout == "deflated":
+        stored = path.rename(tmp_path / "stored.pth")
+        with zipfile.ZipFile(stored) as source, zipfile.ZipFile(path, "w", 8) as target:
+            for member in source.infolist():
+                target.writestr(member.filename, source.read(member))
+        assert path.stat().st_size < 10_000
+    monkeypatch.setattr(weights_files, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(torch, "load", None)
+    for function in (weights_files.read, weights_files.read_document):
+        with pytest.raises(InputError, match=r"holds 2\d,\d+ bytes and .* at most 10,000"):
+            function(path)
 
 
 def test_paths_that_are_no_weights(tmp_path):
