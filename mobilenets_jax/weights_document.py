@@ -30,9 +30,9 @@ _NUMBERS = {
     "alpha": FIELDS["model.alpha"],
     "se_ratio": Field(float, above=0, most=100),
     "mean": Field(tuple, least=-1e6, most=1e6),
-    "std": Field(tuple, above=0, most=1e6),
+    "std": Field(tuple, least=1e-3, most=1e6),
     "crop_fraction": FIELDS["preprocess.crop_fraction"],
-    "resolution": Field(int, least=1, most=100_000),
+    "resolution": Field(int, least=1, most=4096),
 }
 _CHOICES = {
     **dict.fromkeys(("activation", "projection_activation"), specs.ACTIVATIONS),

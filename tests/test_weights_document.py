@@ -314,7 +314,8 @@ WRONG = {
     said(preprocessing__mean="x"): "preprocessing.mean is missing",
     said(preprocessing__mean=[1, 2]): "preprocessing.mean must be three numbers",
     said(preprocessing__std=[0, 1, 1]): "preprocessing.std must be three numbers",
-    said(preprocessing__resolution=10**7): "preprocessing.resolution must be an integer from 1",
+    said(preprocessing__std=[1, 1, 1e-300]): "preprocessing.std must be three numbers",
+    said(preprocessing__resolution=4097): "preprocessing.resolution must be an integer from 1 to 4",
     said(preprocessing__interpolation=None): "preprocessing.interpolation is None",
     said(preprocessing__more=1): "preprocessing.more is unknown",
 }  # fmt: skip
