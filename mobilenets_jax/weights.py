@@ -29,7 +29,7 @@ from mobilenets_jax import (
     weights_networks,
 )
 from mobilenets_jax.config import effective_resolution
-from mobilenets_jax.errors import InputError, choose
+from mobilenets_jax.errors import InputError, choose, shown
 from mobilenets_jax.logs import say
 from mobilenets_jax.model import MobileNet, create_model
 from mobilenets_jax.published import SOURCES, Preprocessing
@@ -355,7 +355,8 @@ def _check_names(
             f"'{whose}'."
         )
     problems = " and ".join(
-        f"{names[0]} is {what}" + (f", as are {len(names) - 1} more" if len(names) > 1 else "")
+        f"{shown(names[0])} is {what}"
+        + (f", as are {len(names) - 1} more" if len(names) > 1 else "")
         for names, what in ((missing, "missing"), (extra, "unknown"))
         if names
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mobilenets_jax import specs
 from mobilenets_jax.augment import INTERPOLATIONS
 from mobilenets_jax.config import FIELDS, Field
-from mobilenets_jax.errors import InputError
+from mobilenets_jax.errors import InputError, shown
 from mobilenets_jax.published import Preprocessing
 from mobilenets_jax.specs import Block, Conv, Spec
 
@@ -86,7 +86,7 @@ def from_json(text: str, path: str | Path) -> Document:
         InputError: it is no JSON, a field is missing, unknown, of another type or out of range.
     """
     try:
-        return _document(json.loads(text))
+        return _document(json.loads(text, object_pairs_hook=_object))
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:
@@ -95,6 +95,16 @@ def from_json(text: str, path: str | Path) -> Document:
         f"{path}: what it says of its weights cannot be right ({reason}): take another file, or "
         "save it again."
     )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Parsed JSON's object; raises ValueError if it has a key twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{shown(key)} is there twice")
+        found[key] = value
+    return found
 
 
 def _document(found: Any) -> Document:
@@ -116,8 +126,7 @@ def _check_keys(
     dot = f"{where}." * bool(where)
     for key in found:
         if key not in needed and key not in optional:
-            shown = key[:40] if key.isprintable() else ascii(key[:40])
-            raise ValueError(f"{dot}{shown} is unknown")
+            raise ValueError(f"{dot}{shown(key)} is unknown")
     for key in needed:
         if key not in found:
             raise ValueError(f"{dot}{key} is missing")

@@ -10,7 +10,9 @@ nothing of networks or of what the arrays mean.
 
 import collections
 import contextlib
+import functools
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -23,7 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mobilenets_jax.errors import InputError, choose
+from mobilenets_jax.errors import InputError, choose, shown
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -150,10 +152,10 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     # Each reader has errors of its own for damage, down to SystemError; none is worth a traceback.
     except Exception as error:
-        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".:")
+        reason = shown(" ".join(str(error).split()).partition(". ")[0].rstrip(".:"))
         raise InputError(
             f"{path} is corrupt, truncated or not what its suffix says "
-            f"({type(error).__name__}: {reason[:100]}): copy or download it again."
+            f"({type(error).__name__}: {reason}): copy or download it again."
         ) from error
 
 
@@ -166,7 +168,9 @@ def unique(path: Path, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     found: dict[str, T] = {}
     for name, value in pairs:
         if name in found:
-            raise InputError(f"{path} is damaged ({name} is there twice): take another file.")
+            raise InputError(
+                f"{path} is damaged ({shown(name)} is there twice): take another file."
+            )
         found[name] = value
     return found
 
@@ -185,9 +189,14 @@ def _read_safetensors(path: Path) -> Arrays:
     from safetensors.numpy import load_file
 
     _check_size(path, path.stat().st_size)
+    arrays = load_file(path)
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    # Of arrays of the same name it takes the last.
+    json.loads(header, object_pairs_hook=functools.partial(unique, path))
     return {
         name: array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
-        for name, array in load_file(path).items()
+        for name, array in arrays.items()
     }
 
 
@@ -208,7 +217,7 @@ def _read_npz(path: Path) -> Arrays:
         # NumPy returns the bytes of what is none.
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
-                raise TypeError(f"{name} is no array")
+                raise TypeError(f"{shown(name)} is no array")
         return arrays
 
 
@@ -311,7 +320,7 @@ def _dataset(path: Path, group: Any, key: str) -> Any:
     import h5py
 
     item, name = group, f"{group.name}/{key}".lstrip("/")
-    refers = InputError(f"{path} refers to other files ({name}): take a file of its own.")
+    refers = InputError(f"{path} refers to other files ({shown(name)}): take a file of its own.")
     for part in key.split("/"):
         link = item.get(part, getlink=True)
         if link is None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mobilenets_jax.errors import InputError, choose, nearest
+from mobilenets_jax.errors import InputError, choose, nearest, shown
 
 
 def test_input_error_is_a_value_error():
@@ -23,6 +23,23 @@ def test_input_error_is_a_value_error():
 )
 def test_nearest(name, choices, hint):
     assert nearest(name, choices) == hint
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("conv1/kernel", "conv1/kernel"),
+        ("größe", "größe"),
+        ("x" * 80, "x" * 80),
+        ("x" * 81, "x" * 79 + "…"),
+        ("\x1b[2J\n", r"'\x1b[2J\n'"),
+        ("\udc80", r"'\udc80'"),
+        ("\x00" * 10**6, "'" + r"\x00" * 19 + r"\x…"),
+    ],
+)
+def test_shown(name, text):
+    assert shown(name) == text
+    assert len(text) <= 80
 
 
 def test_nearest_takes_any_iterable_once():

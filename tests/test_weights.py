@@ -494,6 +494,33 @@ def test_truncated_files_end_in_one_sentence(format, tmp_path):
             weights.load(path, small()[0], "timm")
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_names_in_a_file_do_not_reach_the_terminal_as_they_are(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    for name, shown in (
+        ("\x1b[2J\nerror", r"'\x1b[2J\nerror' is unknown; give"),
+        ("\u202e" + "x" * 10_000, r"'\u202e" + "x" * 72 + "… is unknown; give"),
+        ("x" * 10_000, "x" * 79 + "… is unknown; give"),
+    ):
+        weights_files.write({**STATE, name: BIAS}, path, suffix[1:])
+        with pytest.raises(InputError) as info:
+            weights.load(path, small()[0], "timm")
+        assert f": {shown}" in str(info.value)
+
+
+def test_a_safetensors_array_that_is_there_twice_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"conv": np.ones(1)}, path)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size]
+    (entry,) = re.findall(rb'"conv":\{.*?\}', header)
+    header = header.replace(entry, entry + b"," + entry)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    with pytest.raises(InputError, match=r"is damaged \(conv is there twice\): take another file"):
+        weights_files.read(path)
+
+
 def test_an_npz_member_that_is_no_array_is_named(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, **changed(classifier__bias=None))
@@ -554,9 +581,7 @@ def test_a_pth_that_would_run_code_is_called_that(protocol, layout, function, tm
         path.write_bytes(pickle.dumps(content, protocol))
     else:
         zipped = layout == "zip"
-        torch.save(
-            content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
-        )
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     message = "holds Python objects, which could run code when read; nothing was executed: take a"
     with pytest.raises(InputError, match=message):
         weights.load(path, small()[0], "timm")

@@ -286,6 +286,8 @@ WRONG = {
     "[" * 30_000: "nested too deeply",
     "1" * 5000: "Exceeds the limit",
     said(network="x"): "network is missing",
+    said().replace('"alpha"', '"alpha": 7, "alpha"'): "alpha is there twice",
+    said().replace('"kernel"', '"\\u001b": 7, "\\u001b": 7, "kernel"', 1): "'\\x1b' is there twice",
     said(more=1): "more is unknown",
     said(network__more=1): "network.more is unknown",
     said(**{"\x1b[2J\udc80": 1}): "'\\x1b[2J\\udc80' is unknown",
