@@ -1,6 +1,7 @@
 """The one exception for bad input, and the search for the name that was meant.
 
-Owns how a mistake of the user is reported, and how what was found in a file is shown. Knows nothing about what can be mistaken.
+Owns how a mistake of the user is reported, and how what was found in a file is shown. Knows
+nothing about what can be mistaken.
 """
 
 import difflib

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def load(experiment: Experiment) -> dict[str, Any] | None:
     path = Path(name).expanduser()
     if source == "native":
         network = None
-        check = _check_workdir if path.is_dir() else _check_file
+        check = _check_workdir if os.path.isdir(path) else _check_file
         whose, preprocessed = "our own weights", check(config.model.to_dict(), path)
     else:
         network = check_network(config.model.to_dict(), source)

@@ -5,6 +5,7 @@ how answers are written.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def published(config: ConfigDict, overrides: Sequence[str]) -> Predictor:
     _check_read(overrides)
     config = config_lib.restore(config_lib.plain(config))
     source, path = config.init_source, Path(config.init_from).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"init_from is a directory: give the training by --workdir={path}.")
     settle = _settle_by_file if source == "native" else _settle_by_source
     whose, how = settle(config, overrides, path)

@@ -11,6 +11,7 @@ Owns what it takes for a file to be a network's weights: strict loading and savi
 """
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,9 @@ def load(
     path, spec = Path(path), model.spec
     needed = shapes(model)
     slots = weights_names.slots(spec, needed, source)
-    if source != "native" and path.is_dir():
+    if source != "native" and os.path.isdir(path):
         raise InputError(f"{path} is a directory: give a file of {source}'s weights.")
-    if path.is_dir():
+    if os.path.isdir(path):
         arrays, trained, _ = _read_workdir(path)
         _check_same(f"The workdir {path}", trained, spec, "trained")
     else:
@@ -167,7 +168,7 @@ def describe(path: str | Path) -> Document | None:
         InputError: as of `weights_files.read`, and if what is said cannot be right.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         _, trained, config = _read_workdir(path)
         return Document(trained, _evaluated(config))
     text = weights_files.read_document(path)

@@ -126,7 +126,8 @@ def _check_document(path: Path, size: int) -> None:
 
 def _suffix(path: Path) -> str:
     """Returns the suffix, which says the format; raises InputError if there is no such file."""
-    if not path.exists():
+    # Unlike `Path.exists`, of any path, however long.
+    if not os.path.exists(path):
         raise InputError(f"There is no file of weights {path}: check the path.")
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
@@ -419,11 +420,12 @@ def write(
             f"Writing {path} needs the package {error.name}, which is not installed: run 'pip "
             f"install {error.name}', or choose another format."
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path at all, with a NUL in it
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"Cannot write {path} ({error.strerror or error}): choose a path in a directory that "
+            f"Cannot write {path} ({reason}): choose a path in a directory that "
             "exists and may be written to."
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # It never came to be.
+        with contextlib.suppress(OSError, ValueError):  # It never came to be.
             partial.unlink()
