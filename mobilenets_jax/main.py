@@ -140,6 +140,11 @@ def parse(argv: Sequence[str]) -> Options:
         config_lib.check_name(name)
     if values.config is not None:
         _load(values.config, fields, rest)
+    elif values.mode == "predict" and "init_from" in names and not _is_training(workdir):
+        raise InputError(
+            "init_from is set, but the config of its network is not: give e.g. "
+            "--config=configs/v2.py:dataset=imagenet2012 too."
+        )
     elif values.mode in ("eval", "predict") and workdir is not None:
         config = config_lib.restore(config_lib.read(workdir))
         config_flags.DEFINE_config_dict("config", config, flag_values=fields, sys_argv=rest)
@@ -162,6 +167,10 @@ def parse(argv: Sequence[str]) -> Options:
             config.update_from_flattened_dict({name: None})
     given = (values.checkpoint, images, values.json)
     return Options(values.mode, config, list(overrides), workdir, "", *given)
+
+
+def _is_training(workdir: Path | None) -> bool:
+    return workdir is not None and os.path.exists(workdir / "config.json")
 
 
 def _take_flags(

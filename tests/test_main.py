@@ -182,6 +182,18 @@ def test_an_error_of_the_program_is_not_dressed_up_as_bad_input(cli, monkeypatch
             ["--config.seed=1"],
             "Fields are set, but no config is: give e.g. --config=configs/v2.py too.",
         ),
+        *(
+            (
+                ["--mode=predict", "--images=a.png", "--config.init_from=a.npz", *workdir],
+                "init_from is set, but the config of its network is not: give e.g. "
+                "--config=configs/v2.py:dataset=imagenet2012 too.",
+            )
+            for workdir in ([], ["--workdir=/nowhere"], ["--workdir=/" + "a" * 300])
+        ),
+        (
+            ["--mode=predict", "--images=a.png", "--config.beta=1", "--workdir=/nowhere"],
+            "There is no /nowhere/config.json: give the --workdir of a training that was started.",
+        ),
         (["configs/v2.py"], "Unknown argument 'configs/v2.py': give --config=FILE.py, or "
          "--config.field=value."),
         ([V2, "model.alpha=3"], "Unknown argument 'model.alpha=3': give --config=FILE.py, or "),
