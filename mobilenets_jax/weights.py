@@ -123,6 +123,11 @@ def load(
         described = describe(path) if source == "native" else None
         if described is not None:
             _check_same(str(path), described.network, spec, "saved")
+        elif source == "native":
+            say(
+                f"{path} does not say of which network it is, so padding and epsilon are this "
+                f"network's: {spec.padding}, {spec.bn_epsilon:g}."
+            )
     if source == "keras":
         arrays = _named_by_order(path, arrays, slots)
     elif source != "native":
@@ -198,8 +203,8 @@ def save(
 
     Raises:
         InputError: for a network that the library does not build or the format cannot hold, a
-            folded one, arrays that are not the model's, preprocessing that cannot be or that has
-            no place, or a path that cannot be written.
+            folded one, arrays that are not the model's or not finite, preprocessing that cannot be
+            or that has no place, or a path that cannot be written.
     """
     choose("naming", naming, NAMINGS)
     _check_unfolded(model)
@@ -221,7 +226,13 @@ def save(
         raise InputError(f"The variables are not of this {model.spec.name}: give its own.")
     arrays = {}
     for slot in weights_names.slots(model.spec, needed, naming):
-        array = np.asarray(flat[slot.ours], np.float32)
+        with np.errstate(over="ignore"):
+            array = np.asarray(flat[slot.ours], np.float32)
+        if not _is_possible(array, slot):
+            raise InputError(
+                f"Cannot save {path}: {slot.ours} holds values that no weights have (not finite in "
+                "float32, or a negative variance), so take those of an earlier step."
+            )
         arrays[slot.theirs] = weights_names.to_theirs(array, slot, naming)
         if naming != "native" and slot.theirs.endswith(".running_mean"):
             counter = slot.theirs.replace(".running_mean", ".num_batches_tracked")
@@ -413,12 +424,17 @@ def _checked(path: Path, array: np.ndarray, slot: Slot) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     # Of float64, large values only become infinite here.
-    if not np.isfinite(array).all() or (slot.ours.endswith("/var") and (array < 0).any()):
+    if not _is_possible(array, slot):
         raise InputError(
             f"{path}: {name} holds values that no weights have (not finite in float32, or a "
             "negative variance), so the file is damaged: copy or download it again."
         )
     return array
+
+
+def _is_possible(array: np.ndarray, slot: Slot) -> bool:
+    negative = slot.ours.endswith("/var") and bool((array < 0).any())
+    return bool(np.isfinite(array).all()) and not negative
 
 
 def _check_unfolded(model: MobileNet) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mobilenets_jax import specs
 from mobilenets_jax.augment import INTERPOLATIONS
 from mobilenets_jax.config import FIELDS, Field
@@ -66,13 +68,22 @@ def to_json(document: Document) -> str:
         ValueError: says what of the preprocessing cannot be.
     """
     network, how = document
+    if not isinstance(how, Preprocessing | None):
+        raise ValueError(f"preprocessing is a {type(how).__name__} and no Preprocessing")
     found = {
         "network": dataclasses.asdict(network),
         "preprocessing": None if how is None else how._asdict(),
     }
-    text = json.dumps(found)
+    text = json.dumps(found, default=_plain)
     _document(json.loads(text))
     return text
+
+
+def _plain(value: Any) -> Any:
+    """Returns NumPy's numbers as Python's; raises TypeError for what JSON does not hold."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written")
 
 
 def from_json(text: str, path: str | Path) -> Document:

@@ -688,12 +688,12 @@ def test_paths_that_are_no_weights(tmp_path):
 def test_paths_that_cannot_be(name, saved, tmp_path):
     model, path = small()[0], tmp_path / f"{name}.npz"
     for source in ("timm", "native"):
-        with pytest.raises(InputError, match="^There is no file of weights"):
+        with pytest.raises(InputError, match=r"^There is no file of weights"):
             weights.load(path, model, source)
-    with pytest.raises(InputError, match="^There is no file of weights"):
+    with pytest.raises(InputError, match=r"^There is no file of weights"):
         weights.describe(path)
     variables = weights.load(saved, model, "timm")
-    with pytest.raises(InputError, match="^Cannot write .*: choose a path in a directory"):
+    with pytest.raises(InputError, match=r"^Cannot write .*: choose a path in a directory"):
         weights.save(variables, path, model, format="npz")
 
 

@@ -138,7 +138,7 @@ def test_without_preprocessing_the_network_travels_alone(tmp_path):
     assert weights.describe(tmp_path / "a.npz") == Document(narrow().spec, None)
 
 
-def test_a_file_that_says_nothing_is_loaded_as_before(tmp_path):
+def test_a_file_that_says_nothing_is_loaded_and_that_is_said(tmp_path, capsys):
     """Of an earlier version, or by others' hands: any network of those arrays takes it."""
     variables = variables_of(narrow())
     flat = {
@@ -152,6 +152,10 @@ def test_a_file_that_says_nothing_is_loaded_as_before(tmp_path):
         assert weights.describe(tmp_path / name) is None
         loaded = weights.load(tmp_path / name, narrow(padding="symmetric"))
         jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+        assert capsys.readouterr().out == (
+            f"{tmp_path / name} does not say of which network it is, so padding and epsilon are "
+            "this network's: symmetric, 0.001.\n"
+        )
 
 
 def test_a_workdir_says_it_by_its_config(tmp_path):
@@ -257,6 +261,52 @@ def test_preprocessing_that_cannot_be_is_not_saved(change, reason, tmp_path):
         preprocessing=HOW._replace(**change),
     )
     assert message.startswith(f"Cannot save {path}: {reason}")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "how", [tuple(HOW), HOW._asdict(), "none", 0], ids=lambda how: str(type(how))
+)
+def test_preprocessing_of_another_type_is_not_saved(how, tmp_path):
+    path = tmp_path / "a.npz"
+    message = message_of(save, path, narrow(), preprocessing=how)
+    kind = type(how).__name__
+    expected = f"Cannot save {path}: preprocessing is a {kind} and no Preprocessing."
+    assert message == expected
+    assert not path.exists()
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    path = tmp_path / "a.npz"
+    how = HOW._replace(
+        mean=np.array([1.0, 2.0, 3.0]),
+        std=(np.float32(1.5),) * 3,
+        crop_fraction=np.float64(0.5),
+        resolution=np.int64(160),
+    )
+    save(path, narrow(), preprocessing=how)
+    expected = HOW._replace(mean=(1.0, 2.0, 3.0), std=(1.5,) * 3, crop_fraction=0.5)
+    assert weights.describe(path).preprocessing == expected
+    message = message_of(save, path, narrow(), preprocessing=HOW._replace(mean=object()))
+    assert message == f"Cannot save {path}: object cannot be written."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("params/stem/kernel", np.nan),
+        ("params/classifier/bias", -np.inf),
+        ("params/classifier/bias", 1e300),
+        ("batch_stats/stem/bn/var", -1.0),
+    ],
+)
+def test_weights_that_cannot_be_are_not_saved(name, value, tmp_path):
+    model, path = narrow(), tmp_path / "a.npz"
+    flat = {key: np.ones(shape) for key, shape in weights.shapes(model).items()}
+    flat[name].flat[-1] = value
+    variables = unflatten_dict(flat, sep="/")
+    message = message_of(weights.save, variables, path, model, format="npz", naming="native")
+    assert message.startswith(f"Cannot save {path}: {name} holds values that no weights have (not")
     assert not path.exists()
 
 
