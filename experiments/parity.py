@@ -616,7 +616,7 @@ def record() -> None:
 def table() -> str:
     """Returns the Markdown of the stored results."""
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return parity_report.table(cases(), stored, RESOLUTIONS)
+    return parity_report.table(cases(), stored, RESOLUTIONS, LIMITS["step"])
 
 
 def main() -> None:

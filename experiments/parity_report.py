@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def table(cases: Sequence[Any], stored: dict[str, Any], resolutions: Sequence[int]) -> str:
+def table(
+    cases: Sequence[Any], stored: dict[str, Any], resolutions: Sequence[int], limit: float
+) -> str:
     """Returns the tables as Markdown.
 
     Args:
         cases: a row each, see `parity.Case`.
         stored: results by the cases' keys, versions and device.
         resolutions: of the images in pixels, a column each.
+        limit: of a gradient's relative difference.
     """
     lines = [
         "| source | network | α | parameters | MACs | published top-1 "
@@ -64,6 +67,29 @@ def table(cases: Sequence[Any], stored: dict[str, Any], resolutions: Sequence[in
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *steps,
         "",
-        f"Measured with {versions}, on an {stored['device']}.",
+        gradients(stored, limit),
+        "",
+        f"Measured with {versions}, on an {stored['device']}. What reads and writes a `.pth` is "
+        "tested where PyTorch is installed, as by `make parity`, and not in CI.",
     ]
     return "\n".join(lines)
+
+
+def gradients(stored: dict[str, Any], limit: float) -> str:
+    """Returns in words which networks' whole gradients are within a limit of PyTorch's."""
+    steps = {r["name"]: r["step"] for r in stored["cases"].values() if "step" in r}
+
+    def within(dtype: str) -> str:
+        names = [f"`{name}`" for name, step in steps.items() if step[f"gradient_{dtype}"] <= limit]
+        return " and ".join(names) or "none"
+
+    rounded = [
+        f" `{name}` is limited by rounding in float32, where PyTorch's own gradient differs by "
+        f"{step['their_error_float32']:.1e} from its own in float64."
+        for name, step in steps.items()
+        if step["gradient_float64"] <= limit < step["gradient_float32"]
+    ]
+    return (
+        f"The gradient's limit of {limit:g} is met in float64 by {within('float64')}, and in "
+        f"float32 by {within('float32')}.{''.join(rounded)}"
+    )

@@ -25,7 +25,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
 from configs import default
-from experiments import documents, parity
+from experiments import documents, parity, parity_report
 from mobilenets_jax import (
     checkpoint,
     costs,
@@ -945,6 +945,26 @@ def test_a_directory_without_checkpoint_is_refused(tmp_path):
 def test_the_document_shows_the_stored_results():
     document = parity.DOCUMENT.read_text(encoding="utf-8")
     assert documents.replaced(document, "parity", parity.table()) == document
+
+
+def test_the_document_says_which_gradients_are_within_the_limit():
+    def step(double, single, theirs):
+        return {
+            "gradient_float64": double,
+            "gradient_float32": single,
+            "their_error_float32": theirs,
+        }
+
+    cases = {
+        "a": {"name": "v2", "step": step(1e-13, 8e-3, 1.1e-2)},
+        "b": {"name": "v3", "step": step(3e-9, 1e-4, 1e-4)},
+        "c": {"name": "v1"},
+    }
+    assert parity_report.gradients({"cases": cases}, 1e-3) == (
+        "The gradient's limit of 0.001 is met in float64 by `v2` and `v3`, and in float32 by `v3`. "
+        "`v2` is limited by rounding in float32, where PyTorch's own gradient differs by 1.1e-02 "
+        "from its own in float64."
+    )
 
 
 def test_stored_results_are_of_every_case_and_within_the_limits():
