@@ -27,8 +27,9 @@ _CHANNELS = Field(int, least=1, most=1_000_000)
 _NUMBERS = {
     "kernel": Field(int, least=1, most=31),
     "strides": Field(int, least=1, most=2),
-    **dict.fromkeys(("out", "expansion", "num_classes", "se_divisor", "stages"), _CHANNELS),
+    **dict.fromkeys(("out", "expansion", "num_classes", "se_divisor"), _CHANNELS),
     **dict.fromkeys(("dropout", "bn_epsilon", "bn_momentum"), Field(float, least=0, below=1)),
+    "stages": Field(int, least=1, most=1000),
     "alpha": FIELDS["model.alpha"],
     "se_ratio": Field(float, above=0, most=100),
     "mean": Field(tuple, least=-1e6, most=1e6),
@@ -123,8 +124,8 @@ def _document(found: Any) -> Document:
     _check_keys("", found, needed=("network",), optional=("preprocessing",))
     network, how = _value(Spec, found["network"], "network"), found.get("preprocessing")
     blocks = len(network.blocks)
-    if sum(network.stages) not in (0, blocks):
-        raise ValueError(f"network.stages must be {blocks} blocks together, as there are")
+    if network.stages and sum(network.stages) < blocks:  # a shortened network has its whole's
+        raise ValueError(f"network.stages must be {blocks} blocks together, or more")
     return Document(network, None if how is None else _value(Preprocessing, how, "preprocessing"))
 
 

@@ -4,6 +4,7 @@ Owns one table per library and family, read in both directions. Knows nothing of
 a network is computed.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -223,8 +224,9 @@ def _layers(spec: Spec, source: str) -> Iterator[tuple[str, Theirs]]:
     names = NAMES.get((source, spec.family))
     if names is None:
         raise InputError(f"{source} has no counterpart of {spec.name}.")
-    places = [(stage, k) for stage, size in enumerate(spec.stages) for k in range(size)]
-    if len(places) != len(spec.blocks):
+    every = ((stage, k) for stage, size in enumerate(spec.stages) for k in range(size))
+    places = list(itertools.islice(every, len(spec.blocks)))
+    if len(places) < len(spec.blocks):
         raise InputError(
             f"This {spec.name} has {len(spec.blocks)} blocks and its stages {len(places)}, so they "
             f"have no names in {source}: create it by create_model, or take naming='native'."
