@@ -417,6 +417,7 @@ def group_is_gone(process, timeout=20):
     return False
 
 
+@pytest.mark.slow
 def test_script_without_absl_app_and_without_close_ends_cleanly(tmp_path):
     before = set(os.listdir("/dev/shm"))
     code = "for _ in range(3): b = next(batches)\nprint(b['image'].shape)"

@@ -242,7 +242,16 @@ def test_network_is_numpys(name, alpha, switches):
 # Every model
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    # The others are made of the same blocks.
+    [
+        name
+        if name in ("mobilenet_v2", "mobilenet_v3_large")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def test_gradient_reaches_every_parameter(name):
     """And every statistic moves.
 

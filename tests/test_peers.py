@@ -60,7 +60,9 @@ def our_losses(model, variables, cell):
     return [step() for _ in range(3)]
 
 
-@pytest.mark.parametrize("model", SOME)
+@pytest.mark.parametrize(
+    "model", [SOME[0], *(pytest.param(model, marks=pytest.mark.slow) for model in SOME[1:])]
+)
 def test_naive_twin(model, monkeypatch):
     """In float64, where no ReLU6's kink blurs gradients; dropout draws the same, too."""
 

@@ -139,7 +139,7 @@ EVERYTHING = {"augment__cutmix": 1.0, "augment__crop": "pad", "augment__rotate":
 @pytest.mark.parametrize(
     ("fields", "own"),
     [
-        (EVERYTHING, [{"seed": 3}, {"seed": 4}]),
+        pytest.param(EVERYTHING, [{"seed": 3}, {"seed": 4}], marks=pytest.mark.slow),
         pytest.param(
             {"optimizer__name": "rmsprop", "schedule__name": "exponential", **EVERYTHING},
             [{"seed": 3}, {"seed": 4}],
@@ -214,6 +214,7 @@ def collectives(experiment):
     return set(re.findall(kinds, text))
 
 
+@pytest.mark.slow
 def test_two_devices_share_out_two_replicas_and_exchange_nothing(make):
     experiment = steps.build(make(replicas=2, **SMOOTH))
     two, one = on_devices(experiment, 2), on_devices(experiment, 1)
@@ -386,6 +387,7 @@ def test_pictures_show_the_first_replica(make, trained):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_shared_out_replicas_are_evaluated_like_those_on_one_device(make):
     experiment = steps.build(make(replicas=2))
     found = []
@@ -402,6 +404,7 @@ def test_shared_out_replicas_are_evaluated_like_those_on_one_device(make):
 # interruptions and ends ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_bits(trained, make, tmp_path, monkeypatch):
     config, workdir = make(replicas=2, seed=3), tmp_path / "run"
     monkeypatch.setattr(plots, "curves", lambda *args: None)

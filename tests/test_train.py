@@ -860,6 +860,7 @@ def stopped(make, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_a_stop_before_an_evaluation_is_made_up_for(
     trained, stopped, make, tmp_path, monkeypatch, capsys
 ):
@@ -888,7 +889,7 @@ def test_a_stop_before_an_evaluation_is_made_up_for(
     ("where", "name", "call"),
     [
         pytest.param(logs, "append_metrics", 1, marks=pytest.mark.slow),
-        (logs, "append_metrics", 2),
+        pytest.param(logs, "append_metrics", 2, marks=pytest.mark.slow),
         (checkpoint, "save", 1),  # the checkpoint without evaluation is gone by now
         pytest.param(logs, "append_metrics", 3, marks=pytest.mark.slow),  # at the next line
     ],
@@ -915,6 +916,7 @@ def test_a_kill_while_making_up_for_an_evaluation(
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_a_stop_after_the_last_step(trained, make, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
