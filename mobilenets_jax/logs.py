@@ -211,7 +211,7 @@ class Progress:
             "images_per_second": "{:.0f} images/s",
         }
         return ", ".join(
-            text.format(float(np.mean(self._facts[name])))
+            text.format(float(np.mean(_floats(self._facts[name]))))
             for name, text in formats.items()
             if name in self._facts
         )
