@@ -25,18 +25,17 @@ import fcntl
 import fnmatch
 import json
 import os
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 from experiments import ablation, launchers
 from experiments.launchers import STOPPED, Launcher, Task
 from mobilenets_jax import config as config_lib
-from mobilenets_jax import logs
+from mobilenets_jax import logs, signals
 from mobilenets_jax.errors import InputError, nearest
 
 # Two are the fewest that have an interval; a training on ImageNet takes days.
@@ -427,26 +426,6 @@ def listing(experiments: Sequence[Experiment], tasks: Sequence[Task], jobs: int)
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGTERM or ^C into a request to stop; the second ends everything at once."""
-    requested = False
-    signals = (signal.SIGTERM, signal.SIGINT)
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal requested
-        requested = True
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-
-    previous = [signal.signal(each, handler) for each in signals]
-    try:
-        yield lambda: requested
-    finally:
-        for each, before in zip(signals, previous, strict=True):
-            signal.signal(each, before)
-
-
-@contextlib.contextmanager
 def claimed(experiments: Sequence[Experiment]) -> Iterator[None]:
     """Keeps a second sweep out of the experiments' folders, as long as this process lives.
 
@@ -490,7 +469,7 @@ def execute(tasks: Sequence[Task], launcher: Launcher, board: Board, jobs: int) 
     board.say(status.line(time.monotonic()))
     waiting: set[Task] = set()
     stopped = False
-    with stop_signal() as stop_requested:
+    with signals.preemption() as stop_requested:
         while status.running or (status.queued and not stopped):
             if stop_requested() and not stopped:
                 stopped = True

@@ -1,8 +1,8 @@
 """Checkpoints by Orbax: a training state and its metadata, written together, read back strictly.
 
-Owns the directory `<workdir>/checkpoints`, what is kept in it, how a checkpoint is verified, and
-the signal that asks for a last one. Must not know what is in a state or how it is trained: a state
-is a pytree of arrays, metadata is JSON.
+Owns the directory `<workdir>/checkpoints`, what is kept in it, and how a checkpoint is verified.
+Must not know what is in a state or how it is trained: a state is a pytree of arrays, metadata is
+JSON.
 
 Orbax writes a step into a temporary directory and renames it when complete, so a kill at any moment
 leaves the steps before it whole. Orbax alone neither compares data types nor notices a flipped bit
@@ -13,11 +13,10 @@ import contextlib
 import gc
 import json
 import math
-import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -211,30 +210,6 @@ def best_step(manager: ocp.CheckpointManager) -> int | None:
     step = manager.best_step()
     known = step is not None and _accuracy(manager.metrics(step) or {}) > -math.inf
     return step if known else None
-
-
-@contextlib.contextmanager
-def preemption() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGTERM or ^C into a request to stop, which the yielded function reports.
-
-    The second one ends the process at once. The previous handlers return on leaving. For the main
-    thread only, as Python has it for signal handlers.
-    """
-    requested = False
-    signals = (signal.SIGTERM, signal.SIGINT)
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal requested
-        requested = True
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-
-    previous = [signal.signal(each, handler) for each in signals]
-    try:
-        yield lambda: requested
-    finally:
-        for each, before in zip(signals, previous, strict=True):
-            signal.signal(each, before)
 
 
 def _accuracy(metrics: Mapping[str, float]) -> float:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mobilenets_jax import checkpoint, costs, data, finetune, logs, plots
+from mobilenets_jax import checkpoint, costs, data, finetune, logs, plots, signals
 from mobilenets_jax import config as config_lib
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.evaluation import Pictured, evaluate, replicas_of
@@ -44,7 +44,7 @@ def stop_signal(manager: Any) -> Iterator[Callable[[int], bool]]:
     if jax.process_count() > 1:
         yield manager.reached_preemption
         return
-    with checkpoint.preemption() as requested:
+    with signals.preemption() as requested:
         yield lambda step: requested()
 
 

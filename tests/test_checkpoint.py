@@ -471,53 +471,6 @@ def test_kill_9_during_a_save_leaves_a_whole_checkpoint(tmp_path, delay_ms):
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
 
 
-def test_sigterm_asks_to_stop_and_the_handler_before_returns():
-    heard = []
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
-    try:
-        ours = signal.getsignal(signal.SIGTERM)
-        with checkpoint.preemption() as stop_requested:
-            assert not stop_requested()
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop_requested()
-            assert stop_requested()
-        assert signal.getsignal(signal.SIGTERM) is ours
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert heard == [1]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_the_handler_before_returns_after_an_error():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), checkpoint.preemption():
-        raise ZeroDivisionError
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-TERMINATED = """
-import time
-from mobilenets_jax import checkpoint
-with checkpoint.preemption() as stop_requested:
-    print("ready", flush=True)
-    while not stop_requested():
-        time.sleep(0.01)
-    print("stopping", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_kills(first, second):
-    with child(TERMINATED) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(first)
-        assert process.stdout.readline() == "stopping\n"
-        process.send_signal(second)
-        assert process.wait(10) == -second
-
-
 def test_meta_must_be_json(manager):
     with pytest.raises(TypeError):
         checkpoint.save(manager, 1, make_state(), {"x": object()}, None)

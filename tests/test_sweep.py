@@ -663,16 +663,6 @@ def test_lines_elsewhere(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_at_once(number):
-    with sweep.stop_signal() as requested:
-        assert not requested()
-        os.kill(os.getpid(), number)
-        assert requested()
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-
-
 def test_two_seeds_or_more_have_an_interval():
     options = sweep.parse(["x", "--workdir=y"])
     assert options.seeds == [0, 1]

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 from tensorboardX.proto import event_pb2
@@ -42,21 +41,8 @@ STEPS = 22  # of the training that most tests look at, evaluated at 11 and 22
 
 @pytest.fixture(scope="module", autouse=True)
 def fast(tmp_path_factory):
-    """A network of one block, and compiled programs kept for when they are needed again."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "build_model", tiny.small_model)
-        for name, value in settings.items():
-            jax.config.update(name, value)
+    with tiny.fast(tmp_path_factory.mktemp("compiled")):
         yield
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A training that takes seconds: its config, and its processes as seen from outside."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import default
 from mobilenets_jax import checkpoint, steps
@@ -237,3 +240,22 @@ def result(workdir):
     for name in ("train_seconds", "images_per_second", "git_revision"):  # a commit may come between
         del values[name]
     return {**values, "config": config_lib.identity(values["config"])}
+
+
+@contextlib.contextmanager
+def fast(directory):
+    """A network of one block, and compiled programs kept for when they are needed again."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "build_model", small_model)
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
