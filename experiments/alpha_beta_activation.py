@@ -61,7 +61,7 @@ STAR = {
     "small": ((0.5, 0.25), (1.0, 0.714), ("own", "hswish")),
 }
 ACTIVATION = "MobileNetV3 (arXiv:1905.02244v5), Table 5, of V3 alone"
-SMALL_V2 = ((1.0, 0.5, 0.35), (1.0, 0.714), ("relu6", "relu", "hswish"))
+SMALL_V2 = ((0.75, 0.5, 0.35), (1.0, 0.714), ("relu6", "relu", "hswish"))
 
 
 def _axes(scale: str, model: str) -> tuple[tuple, tuple, tuple]:

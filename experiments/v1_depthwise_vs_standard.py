@@ -13,13 +13,13 @@ Finding: not measured.
 
 from experiments.ablation import Comparison, Run, compare, difference, network, points
 
-MODEL, EPOCHS = "mobilenet_v1", {"small": 2.0}
+MODEL = "mobilenet_v1"
 PAPER = points("v1", "table4", model=MODEL)
 
 
 def runs(scale: str) -> list[Run]:
     """Depthwise separable convolutions, and standard ones."""
-    return [network(scale, MODEL, epochs=EPOCHS, standard_conv=on) for on in (False, True)]
+    return [network(scale, MODEL, standard_conv=on) for on in (False, True)]
 
 
 def comparisons(scale: str) -> list[Comparison]:

@@ -13,15 +13,15 @@ Finding: not measured.
 
 from experiments.ablation import ALPHA, Comparison, Run, compare, difference, network, points
 
-MODEL, EPOCHS = "mobilenet_v1", {"small": 2.0}
+MODEL = "mobilenet_v1"
 PAPER = points("v1", "table5", model=MODEL)
 
 
 def runs(scale: str) -> list[Run]:
     """The narrow network and the shallow one."""
     return [
-        network(scale, MODEL, alpha=0.75 * ALPHA[scale], epochs=EPOCHS, shallow=False),
-        network(scale, MODEL, epochs=EPOCHS, shallow=True),
+        network(scale, MODEL, alpha=0.75 * ALPHA[scale], shallow=False),
+        network(scale, MODEL, shallow=True),
     ]
 
 

@@ -13,7 +13,7 @@ Finding: not measured.
 
 from experiments.ablation import Comparison, Run, neighbours, network, points
 
-MODEL, EPOCHS = "mobilenet_v1", {"small": 2.0}
+MODEL = "mobilenet_v1"
 PAPER = points("v1", "table7", model=MODEL)
 BETAS = {"smoke": (1.0, 0.571), "small": (1.0, 0.857, 0.714, 0.571)}
 BETAS["full"] = BETAS["small"]
@@ -21,7 +21,7 @@ BETAS["full"] = BETAS["small"]
 
 def runs(scale: str) -> list[Run]:
     """Every resolution."""
-    return [network(scale, MODEL, beta=beta, epochs=EPOCHS) for beta in BETAS[scale]]
+    return [network(scale, MODEL, beta=beta) for beta in BETAS[scale]]
 
 
 def comparisons(scale: str) -> list[Comparison]:

@@ -27,7 +27,6 @@ from experiments.ablation import (
 )
 
 V1, V2, LARGE, SMALL = CONFIGS
-EPOCHS = {"small": 2.0}
 PAPER = [*points("v2", "table4"), *points("v3", "table3")]
 # The networks whose MACs the others get, and what the papers say near there, as a pair of models
 # and their points.
@@ -49,7 +48,7 @@ def _groups(scale: str) -> list[dict[str, Run]]:
         alphas = {model: alpha_for(scale, model, macs) for model in CONFIGS}
         alphas[reference] = reference_alpha
         groups.append(
-            {model: network(scale, model, alphas[model], epochs=EPOCHS) for model in CONFIGS}
+            {model: network(scale, model, alphas[model]) for model in CONFIGS}
         )
     return groups
 

@@ -13,14 +13,14 @@ Finding: not measured.
 
 from experiments.ablation import Comparison, Run, neighbours, network, points
 
-MODEL, EPOCHS = "mobilenet_v1", {"small": 2.0}
+MODEL = "mobilenet_v1"
 PAPER = points("v1", "table6", model=MODEL)
 ALPHAS = {"smoke": (0.5, 0.25), "small": (1.0, 0.75, 0.5, 0.25), "full": (1.0, 0.75, 0.5, 0.25)}
 
 
 def runs(scale: str) -> list[Run]:
     """Every width."""
-    return [network(scale, MODEL, alpha, epochs=EPOCHS) for alpha in ALPHAS[scale]]
+    return [network(scale, MODEL, alpha) for alpha in ALPHAS[scale]]
 
 
 def comparisons(scale: str) -> list[Comparison]:

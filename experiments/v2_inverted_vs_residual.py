@@ -16,19 +16,19 @@ Finding: not measured.
 
 from experiments.ablation import Comparison, PaperPoint, Run, alpha_for, compare, cost, network
 
-MODEL, EPOCHS = "mobilenet_v2", {"small": 2.0}
+MODEL = "mobilenet_v2"
 SOURCE = "MobileNetV2 (arXiv:1801.04381v4), section 3.3"
 PAPER: list[PaperPoint] = []
 
 
 def runs(scale: str) -> list[Run]:
     """Inverted, classical as wide, and classical at the MACs of inverted."""
-    inverted = network(scale, MODEL, epochs=EPOCHS, residual="inverted")
+    inverted = network(scale, MODEL, residual="inverted")
     alpha = alpha_for(scale, MODEL, cost(inverted).macs, residual="classical")
     return [
         inverted,
-        network(scale, MODEL, epochs=EPOCHS, residual="classical"),
-        network(scale, MODEL, alpha, epochs=EPOCHS, residual="classical"),
+        network(scale, MODEL, residual="classical"),
+        network(scale, MODEL, alpha, residual="classical"),
     ]
 
 

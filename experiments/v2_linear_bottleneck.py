@@ -12,14 +12,14 @@ Finding: not measured.
 
 from experiments.ablation import Comparison, Run, compare, difference, network, points
 
-MODEL, EPOCHS = "mobilenet_v2", {"small": 2.0}
+MODEL = "mobilenet_v2"
 PAPER = points("v2", "fig6a", model=MODEL)
 
 
 def runs(scale: str) -> list[Run]:
     """Linear bottlenecks, and ReLU6 there."""
     return [
-        network(scale, MODEL, epochs=EPOCHS, linear_bottleneck=linear) for linear in (True, False)
+        network(scale, MODEL, linear_bottleneck=linear) for linear in (True, False)
     ]
 
 

@@ -12,14 +12,14 @@ Finding: not measured.
 
 from experiments.ablation import Comparison, Run, compare, difference, network, points
 
-MODEL, EPOCHS = "mobilenet_v2", {"small": 2.0}
+MODEL = "mobilenet_v2"
 PAPER = points("v2", "fig6b", model=MODEL)
 
 
 def runs(scale: str) -> list[Run]:
     """The three shortcuts."""
     kinds = ("bottleneck", "expansion", "none")
-    return [network(scale, MODEL, epochs=EPOCHS, shortcut=kind) for kind in kinds]
+    return [network(scale, MODEL, shortcut=kind) for kind in kinds]
 
 
 def comparisons(scale: str) -> list[Comparison]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.ablation import Comparison, Run, compare, difference, network, points
 
-MODEL, EPOCHS = "mobilenet_v3_large", {"small": 2.0}
+MODEL = "mobilenet_v3_large"
 PAPER = [*points("v3", "table5", model=MODEL), *points("v3", "fig9", model=MODEL)]
 LATENCY = True
 # Half as wide, stems of 32 and 16 are still two.
@@ -51,7 +51,7 @@ CLAIMS = {
 def runs(scale: str) -> list[Run]:
     """V3 itself, and each variant."""
     return [
-        network(scale, MODEL, ALPHAS[scale], epochs=EPOCHS, variant=name, **switches)
+        network(scale, MODEL, ALPHAS[scale], variant=name, **switches)
         for name, switches in VARIANTS.items()
     ]
 

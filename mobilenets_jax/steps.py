@@ -186,10 +186,14 @@ def initial_state(experiment: Experiment) -> TrainState:
         freeze=experiment.config.freeze,
     )
     keys = [jax.random.fold_in(jax.random.key(r.seed), 0) for r in experiment.replicas]
+    # Run once: half of LLVM's time for the same bits.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     if len(keys) == 1:
-        return jax.jit(init, out_shardings=experiment.replicated)(keys[0])
+        place = experiment.replicated
+        return jax.jit(init, out_shardings=place, compiler_options=options)(keys[0])
     several = jax.vmap(init, out_axes=REPLICA_AXES)
-    return jax.jit(several, out_shardings=placement(experiment).state)(jnp.stack(keys))
+    place = placement(experiment).state
+    return jax.jit(several, out_shardings=place, compiler_options=options)(jnp.stack(keys))
 
 
 def normalize(image: jax.Array, config: ConfigDict) -> jax.Array:
