@@ -10,7 +10,7 @@ ReLU6 (V1's text says ReLU; its published networks have ReLU6).
 At full scale each network has its whole grid, at small scale V2 has; the others, and all at smoke
 scale, have a star: from one network, one step in each direction.
 
-Estimated time on two CPU cores: 6 min at smoke scale with 2 seeds, 108 min at small scale with
+Estimated time on two CPU cores: 6 min at smoke scale with 2 seeds, 50 min at small scale with
 3 seeds.
 
 Finding: not measured.

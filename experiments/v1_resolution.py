@@ -5,7 +5,7 @@
 The paper: accuracy falls smoothly, from 70.6 to 69.1, 67.2 and 64.4 %. Beta multiplies 224 pixels
 on ImageNet and 32 on the small data sets, which makes 32, 28, 24 and 20.
 
-Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 19 min at small scale with
+Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 5 min at small scale with
 3 seeds.
 
 Finding: not measured.

@@ -5,7 +5,7 @@
 The paper: accuracy falls smoothly from 70.6 to 68.4 and 63.7 %, and drops off to 50.6 % at
 alpha = 0.25.
 
-Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 35 min at small scale with
+Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 9 min at small scale with
 3 seeds.
 
 Finding: not measured.

@@ -6,7 +6,7 @@ The paper finds 5 to 10 nearly equal, somewhat less better for small networks, a
 prints no numbers. A larger t costs more at the same width, so some t are there twice: at the width
 of the others, and at the MACs of t = 6.
 
-Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 39 min at small scale with
+Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 19 min at small scale with
 3 seeds.
 
 Finding: not measured.

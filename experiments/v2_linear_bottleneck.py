@@ -4,7 +4,7 @@
 
 The text says that it hurts by several percent; the figure's curves end at 71.0 and 70.4 %.
 
-Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 16 min at small scale with
+Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 4 min at small scale with
 3 seeds.
 
 Finding: not measured.
@@ -18,9 +18,7 @@ PAPER = points("v2", "fig6a", model=MODEL)
 
 def runs(scale: str) -> list[Run]:
     """Linear bottlenecks, and ReLU6 there."""
-    return [
-        network(scale, MODEL, linear_bottleneck=linear) for linear in (True, False)
-    ]
+    return [network(scale, MODEL, linear_bottleneck=linear) for linear in (True, False)]
 
 
 def comparisons(scale: str) -> list[Comparison]:

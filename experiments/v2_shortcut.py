@@ -4,7 +4,7 @@
 
 The figure's curves end at 71.0, 70.6 and 69.6 %.
 
-Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 24 min at small scale with
+Estimated time on two CPU cores: 1 min at smoke scale with 2 seeds, 6 min at small scale with
 3 seeds.
 
 Finding: not measured.

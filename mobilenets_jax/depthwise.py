@@ -206,13 +206,21 @@ def _kernel_gradient(x: Array, g: Array, k: int, strides: int, unroll: int) -> A
         xs = x.reshape(groups, unroll, *x.shape[1:])
         gs = g.reshape(groups, unroll, *g.shape[1:])
         sums = list(sums)
+        # Tracing a gradient is thousands of slices: their indices are made once.
+        index = [jnp.asarray(i, row.dtype) for i in range(max(unroll, k))]
+        met = [row * strides + i for i in range(k)]
+
+        def cut(array: Array, image: int, row: Any, column: int, width: int) -> Array:
+            start = (index[0], index[image], row, index[column], index[0])
+            size = (groups, 1, 1, width, channels)
+            return lax.dynamic_slice(array, start, size, allow_negative_indices=False)
+
         for image in range(unroll):
-            start, size = (0, image, row, 0, 0), (groups, 1, 1, columns, channels)
-            gradient = lax.dynamic_slice(gs, start, size)[:, 0, 0].astype(dtype)
+            gradient = cut(gs, image, row, 0, columns)[:, 0, 0].astype(dtype)
             for tap in range(k * k):
-                start = (0, image, row * strides + tap // k, tap % k, 0)
-                window = lax.dynamic_slice(xs, start, (groups, 1, 1, width, channels))
-                sums[tap] += window[:, 0, 0, ::strides].astype(dtype) * gradient
+                i, j = divmod(tap, k)
+                window = cut(xs, image, met[i], j, width)[:, 0, 0, ::strides].astype(dtype)
+                sums[tap] = lax.add(sums[tap], lax.mul(window, gradient))
         return sums
 
     zeros = [jnp.zeros((groups, columns, channels), dtype)] * (k * k)
@@ -231,6 +239,10 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Array], Callable[..., tuple[Array
 PLATFORMS = {"cpu": "shift", "default": "lax"}
 
 
+# Blocks of the same shape are traced once.
+@functools.partial(
+    jax.jit, static_argnames=("which", "implementation", "strides", "pads"), inline=True
+)
 def _dispatch(which: int, implementation: str | None, arrays: Any, **numbers: Any) -> Any:
     if implementation is not None:
         return IMPLEMENTATIONS[implementation][which](*arrays, **numbers)

@@ -36,11 +36,11 @@ def test_a_variant_stands_for_its_switches():
 
 
 def test_a_scale_has_its_data_set_width_and_epochs():
-    runs = {scale: ablation.network(scale, V2, epochs={"small": 3.0}) for scale in ablation.SCALES}
+    runs = {scale: ablation.network(scale, V2) for scale in ablation.SCALES}
     configs = {scale: ablation.config(run) for scale, run in runs.items()}
     assert [c.dataset.name for c in configs.values()] == ["digits", "fashion_mnist", "imagenet2012"]
     assert [c.model.alpha for c in configs.values()] == [0.25, 0.5, 1.0]
-    assert [c.epochs for c in configs.values()] == [4.0, 3.0, 300.0]
+    assert [c.epochs for c in configs.values()] == [4.0, 0.4, 300.0]
     with pytest.raises(InputError, match=r"Unknown scale 'smal'\. Did you mean 'small'"):
         ablation.network("smal", V2)
     with pytest.raises(InputError, match="Unknown model 'mobilenet_v4'"):
