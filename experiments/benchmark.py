@@ -35,8 +35,8 @@ from experiments.benchmark_rounds import (
     ROOT,
     agreements,
     environment,
-    exactness,
     measure,
+    twin_in,
     workers,
 )
 from mobilenets_jax import costs, specs
@@ -194,8 +194,34 @@ def _keep(
     return row
 
 
+def comparisons(cell: peers.Cell) -> list[str]:
+    """Returns the dtypes in which a cell's first step is compared with its twin's."""
+    if cell.dtype == "bfloat16":
+        return ["bfloat16"]
+    return ["float32", "float64"] if cell.task == "training" else ["float32"]
+
+
+def _compare(row: dict[str, Any], cell: peers.Cell, log: Path, exact: dict[str, Any]) -> bool:
+    """Adds the comparisons with the twin that a row lacks, and says whether there were any.
+
+    A timed twin has been compared already. `exact` keeps those in float64, one for each model.
+    """
+    timed = {"float32"} if "naive" in row["agreement"] else set()
+    found = row.setdefault("twin", {})
+    lacking = [dtype for dtype in comparisons(cell) if dtype not in found.keys() | timed]
+    for dtype in lacking:
+        found[dtype] = exact.get(cell.model) if dtype == "float64" else None
+        found[dtype] = found[dtype] or twin_in(dtype, cell, log)
+        if dtype == "float64":
+            exact[cell.model] = found[dtype]
+    return bool(lacking)
+
+
 def networks(options: argparse.Namespace) -> None:
-    """Measures whole networks, and stores each cell; adds `exactness` to one that lacks it."""
+    """Measures whole networks and compares them with their twins, and stores each cell.
+
+    A cell that is finished but lacks a comparison gets it without being measured anew.
+    """
     results = open_results(options.out, "networks")
     results["runs"].append(_circumstances(options.threads))
     exact: dict[str, dict[str, Any]] = {}
@@ -204,8 +230,6 @@ def networks(options: argparse.Namespace) -> None:
         cell = peers.Cell(*values)
         row = find(results, cell)
         names = missing(row, contenders(options.peers), options.retry)
-        if row and not names and (cell.task == "inference" or "float64" in row):
-            continue
         if names:
             with (
                 tempfile.TemporaryDirectory() as directory,
@@ -215,10 +239,10 @@ def networks(options: argparse.Namespace) -> None:
                 machine = started["ours"].ask(machine=cell.dtype)
                 row = _keep(results, cell, records, Path(directory), machine)
         assert row is not None
-        if cell.task == "training" and "float64" not in row:
-            if cell.model not in exact:
-                exact[cell.model] = exactness(cell.model, cell.threads, options.log)
-            row["float64"] = exact[cell.model]
+        if _compare(row, cell, options.log, exact):
+            row["compared"] = len(results["runs"]) - 1
+        elif not names:
+            continue
         _store(results, options.out)
         if names:
             _say(cell, row["contenders"])

@@ -17,9 +17,12 @@ from mobilenets_jax.depthwise import PLATFORMS
 from mobilenets_jax.errors import InputError
 
 RESULTS = Path(__file__).parent / "results" / "benchmark"
-# Of the gradient, and of the rest: ReLU6's kinks and BatchNorm let a rounding error grow backwards.
-TOLERANCE = {"float32": (3e-2, 1e-4), "bfloat16": (0.5, 3e-2)}
+# In float32, of the gradient and of the rest: ReLU6's kinks and BatchNorm let a rounding error grow
+# backwards. A GPU multiplies with ten bits (TF32).
+TOLERANCE = {"cpu": (3e-2, 1e-4), "gpu": (0.5, 1e-2)}
 EXACT = 1e-10  # In float64, of everything.
+ROUNDING = 2.0  # In bfloat16, times the twin's own distance from itself in float32.
+RUNS = ("run", "compared")  # A cell's, by number: in which it was measured, and last compared.
 _MODELS = {"v1": "V1", "v2": "V2", "v3_large": "V3-Large", "v3_small": "V3-Small"}
 _PEERS = {"keras": "Keras", "litert": "LiteRT", "onnxruntime": "ONNX Runtime"}
 _TITLES = {"training": "Training step", "inference": "Inference"}
@@ -50,9 +53,11 @@ others anew.
   difference over the norm: of the logits; or of the gradient / of loss and new BatchNorm
   statistics, whichever is larger. Rounding to float32 alone moves the gradient of V2 by a hundredth
   (PyTorch's and ours against float64: docs/weights.md). So the step is taken in float64, too, with
-  16 images of 96 pixels, in processes of its own: the last number is the largest difference of
-  loss, gradient and statistics there. More than 1e-10 would be marked "not equal". In rows where
-  the twin was not run, equality was not looked at again.
+  16 images of 96 pixels: the last number is the largest difference of loss, gradient and statistics
+  there. More than 1e-10 would be marked "not equal". Where the twin has no time, it took one step
+  for this comparison alone. In bfloat16 both round; there the numbers are our distance from the
+  twin in float32 and, in brackets, that of the twin in bfloat16. More than twice as far would be
+  marked "not equal".
 - **Ratios** are peer's time over ours: above 1, ours is faster. PyTorch (torchvision; timm for V1)
   is shown at the fastest setting that was measured, of eager and `torch.compile`, NCHW and
   channels_last (NHWC below); in brackets the lowest and highest ratio within a round.
@@ -84,7 +89,11 @@ def load(directory: Path = RESULTS) -> list[dict[str, Any]]:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             cells += [
-                {**cell, "kind": results["kind"], "run": results["runs"][cell["run"]]}
+                {
+                    **cell,
+                    "kind": results["kind"],
+                    **{key: results["runs"][cell[key]] for key in RUNS if key in cell},
+                }
                 for cell in results["cells"]
             ]
         except (ValueError, LookupError, TypeError) as error:
@@ -193,22 +202,56 @@ def _largest(values: Iterable[float]) -> float:
     return max(values, key=lambda value: (math.isnan(value), value))
 
 
-def _difference(cell: dict[str, Any]) -> str:
-    groups = cell["agreement"].get("naive")
-    if not groups:
-        return "–"
+def _apart(groups: dict[str, Any]) -> tuple[float, float]:
+    """Norms of a comparison: of the gradient, 0 if it has none, and the largest of the rest."""
     norms = {name: group["norm"] for name, group in groups.items()}
     gradient = norms.pop("gradient", 0.0)
-    rest = _largest(norms.values())
-    allowed = TOLERANCE[cell["cell"]["dtype"]]
-    text = f"{gradient:.0e} / {rest:.0e}" if "gradient" in groups else f"{rest:.0e}"
-    equal = gradient <= allowed[0] and rest <= allowed[1]  # False for NaN, too
-    if exact := cell.get("float64"):
-        failed = "failed" in exact
-        worst = math.nan if failed else _largest(group["norm"] for group in exact.values())
+    return gradient, _largest(norms.values())
+
+
+def _difference(cell: dict[str, Any]) -> str:
+    """How far ours is from the twin, and whether that is rounding."""
+    twin = cell.get("twin", {})
+    if failed := [groups["failed"] for groups in twin.values() if "failed" in groups]:
+        return f"**not compared: {failed[0]}**"
+    if groups := twin.get("bfloat16"):
+        ours, naive = _apart(groups["ours"]), _apart(groups["naive"])
+        allowed: tuple[float, ...] = tuple(ROUNDING * distance for distance in naive)
+        texts = [f"{a:.0e} ({b:.0e})" for a, b in zip(ours, naive, strict=True)]
+        first = groups["ours"]
+    elif groups := cell["agreement"].get("naive") or twin.get("float32"):
+        ours = _apart(groups)
+        allowed = TOLERANCE["gpu" if _on_gpu(cell) else "cpu"]
+        texts = [f"{distance:.0e}" for distance in ours]
+        first = groups
+    else:
+        return "–"
+    text = " / ".join(texts if "gradient" in first else texts[1:])
+    equal = all(a <= b for a, b in zip(ours, allowed, strict=True))  # False for NaN, too
+    if exact := twin.get("float64"):
+        worst = _largest(group["norm"] for group in exact.values())
         text += f"; {worst:.0e}"
         equal = equal and worst <= EXACT
     return text if equal else f"**{text}: not equal**"
+
+
+def _compared(cells: list[dict[str, Any]]) -> list[str]:
+    """Which rows were compared with the twin in another run than they were measured in."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        run = cell.get("compared", cell["run"])
+        if run != cell["run"]:
+            key = cell["cell"]
+            where = f"{run['date'][:10]} on {run['processor']}"
+            row = f"{key['task']}, {key['resolution']} px, batch {key['batch']}, {key['dtype']}"
+            row += f", {key['threads']} thread{'s' * (key['threads'] > 1)}"
+            if row not in found.setdefault(where, []):
+                found[where].append(row)
+    return [
+        f"- Compared with the twin (wherever it has no time, and in float64) on {where}: "
+        f"{'; '.join(rows)}."
+        for where, rows in found.items()
+    ]
 
 
 def _network_row(cell: dict[str, Any], names: Sequence[str], least: Floor | None) -> str:
@@ -396,7 +439,7 @@ def render(cells: list[dict[str, Any]]) -> str:
             )
         lines += _left_out(here)
         networks = [cell for cell in here if cell["kind"] == "networks"]
-        lines += _torch_settings(networks)
+        lines += [*_torch_settings(networks), *_compared(networks)]
         lines += _network_tables(networks, machines)
         lines += _layer_tables([cell for cell in here if cell["kind"] == "layers"], machines)
     return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,21 +200,59 @@ def agreements(directory: Path) -> dict[str, Any]:
     return {name: agreement(ours, dict(np.load(path))) for name, path in sorted(others.items())}
 
 
-def exactness(model: str, threads: int, log: Path) -> dict[str, Any]:
-    """Returns how far the twin's first training step is from ours in float64, as `agreement`.
+def first_steps(
+    cells: Mapping[str, peers.Cell], log: Path, **variables: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the outputs of first steps, each in a process of its own, without timing any.
 
-    Rounding, which hides differences of the gradient in float32, is out of the way here. Or
-    "failed" with the reason. The batch is that of the tables, so that sums are split up alike.
+    Args:
+        cells: name -> what to run; a name's first word is the contender.
+        log: gets what the processes say.
+        **variables: more environment variables.
+
+    Raises:
+        RuntimeError: one did not run; the text names it and says why.
     """
-    cell = peers.Cell("training", model, 16, 96, "float64", threads)
-    names = ("ours", "naive")
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        workers(names, threads, log, JAX_ENABLE_X64="true") as started,
-    ):
-        for name in names:
-            path = str(Path(directory, f"{name}.npz"))
-            answer = started[name].ask(build=name, cell=cell._asdict(), warm_up=0, outputs=path)
+    outputs = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name, cell in cells.items():
+            path = Path(directory, f"{name}.npz")
+            with workers([name], cell.threads, log, **variables) as started:
+                order = {"build": name.split()[0], "cell": cell._asdict(), "outputs": str(path)}
+                answer = started[name].ask(**order, warm_up=0)
             if "device" not in answer:
-                return {"failed": f"{name}: {answer}"}
-        return agreements(Path(directory))["naive"]
+                raise RuntimeError(f"{name}: {answer}")
+            outputs[name] = dict(np.load(path))
+    return outputs
+
+
+def twin_in(dtype: str, cell: peers.Cell, log: Path) -> dict[str, Any]:
+    """Returns how far a cell's first step is from its twin's, each run once, untimed.
+
+    Args:
+        dtype: "float32": `agreement` with the twin in the cell's dtype. "float64", of training:
+            the same in float64, where rounding is out of the way that hides differences of the
+            gradient in float32, with images of 96 pixels and 16 of them, so that sums are split up
+            as in the tables. "bfloat16": how far "ours" and the "naive" one, both in bfloat16, are
+            from the twin in float32, since rounding moves both.
+        cell: the row of a table.
+        log: gets what the processes say.
+
+    Returns:
+        The agreement or agreements, or "failed" with the reason.
+    """
+    variables = {}
+    cells = {"ours": cell, "naive": cell}
+    if dtype == "float64":
+        exact = cell._replace(batch=16, resolution=96, dtype="float64")
+        cells, variables = {"ours": exact, "naive": exact}, {"JAX_ENABLE_X64": "true"}
+    elif dtype == "bfloat16":
+        cells["naive float32"] = cell._replace(dtype="float32")
+    try:
+        outputs = first_steps(cells, log, **variables)
+    except RuntimeError as error:
+        return {"failed": str(error)}
+    if dtype == "bfloat16":
+        reference = outputs["naive float32"]
+        return {name: agreement(outputs[name], reference) for name in ("ours", "naive")}
+    return agreement(outputs["ours"], outputs["naive"])

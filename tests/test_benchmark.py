@@ -1,6 +1,8 @@
 """The benchmark's arithmetic, its command line, and docs/benchmarks.md."""
 
+import contextlib
 import json
+import types
 
 import numpy as np
 import pytest
@@ -33,6 +35,11 @@ def record(seconds, batch=16, **fields):
         **benchmark_rounds.spread(seconds, batch),
         **fields,
     }
+
+
+@contextlib.contextmanager
+def broken_workers(names, *_, **__):
+    yield {name: types.SimpleNamespace(ask=lambda **_: {"failed": "no memory"}) for name in names}
 
 
 def stored(**fields):
@@ -217,9 +224,10 @@ def test_table_says_what_is_missing_or_wrong():
         ({"loss": {"norm": 0.0}, "gradient": {"norm": 3e-13}}, "| 2e-05 / 1e-07; 3e-13 |"),
         ({"loss": {"norm": 0.0}, "gradient": {"norm": 2e-10}}, "; 2e-10: not equal** |"),
         ({"loss": {"norm": float("nan")}}, "; nan: not equal** |"),
-        ({"failed": "no memory"}, "; nan: not equal** |"),
+        ({"failed": "ours: no memory"}, "| **not compared: ours: no memory** |"),
     ):
-        assert benchmark_report.render([stored(float64=float64)]).splitlines()[-1].endswith(shown)
+        text = benchmark_report.render([stored(twin={"float64": float64})])
+        assert text.splitlines()[-1].endswith(shown)
     text = benchmark_report.render([stored()])
     assert "Not measured on GPU" in text
     assert "- Not measured: torch compiled NCHW: RuntimeError: no compiler." in text
@@ -299,6 +307,47 @@ def test_other_files_are_not_overwritten(tmp_path):
         benchmark.open_results(path, "networks")
 
 
+def test_table_compares_what_was_not_timed():
+    later = {"date": "2026-11-26T10:00:00+00:00", "processor": "Another CPU, 4 cores"}
+    inference = CELL._replace(task="inference")._asdict()
+    row = stored(
+        cell=inference, agreement={}, twin={"float32": {"logits": {"norm": 2e-6}}}, compared=later
+    )
+    text = benchmark_report.render([row])
+    assert text.splitlines()[-1].endswith("| 2e-06 |")
+    assert (
+        "on 2026-11-26 on Another CPU, 4 cores: inference, 224 px, batch 16, float32, 2 threads."
+    ) in text
+    # As far from the twin in float32 as the twin in bfloat16 is, or twice as far.
+    half = CELL._replace(dtype="bfloat16")._asdict()
+    for ours, end in (
+        (0.3, "3e-01 (2e-01) / 4e-03 (4e-03) |"),
+        (0.5, "/ 4e-03 (4e-03): not equal** |"),
+    ):
+        groups = {
+            name: {"gradient": {"norm": gradient}, "loss": {"norm": 4e-3}}
+            for name, gradient in (("ours", ours), ("naive", 0.2))
+        }
+        text = benchmark_report.render([stored(cell=half, agreement={}, twin={"bfloat16": groups})])
+        assert text.splitlines()[-1].endswith(end)
+    assert benchmark_report.render([stored(agreement={})]).splitlines()[-1].endswith("| – |")
+
+
+def test_comparisons():
+    cells = (CELL, CELL._replace(task="inference"), CELL._replace(dtype="bfloat16"))
+    assert [benchmark.comparisons(cell) for cell in cells] == [
+        ["float32", "float64"],
+        ["float32"],
+        ["bfloat16"],
+    ]
+
+
+def test_first_steps_say_which_did_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark_rounds, "workers", broken_workers)
+    found = benchmark_rounds.twin_in("float32", CELL, tmp_path / "log")
+    assert found == {"failed": "ours: {'failed': 'no memory'}"}
+
+
 @pytest.mark.slow
 def test_two_contenders_are_measured_and_stored(tmp_path):
     out = tmp_path / "results.json"
@@ -319,6 +368,18 @@ def test_two_contenders_are_measured_and_stored(tmp_path):
     # Finished cells are not measured again.
     benchmark.networks(options)
     assert out.read_text() == first
+    # But compared, where the twin has no time and it was not done yet.
+    results = json.loads(first)
+    (cell,) = results["cells"]
+    del cell["contenders"]["naive"], cell["agreement"]["naive"]
+    out.write_text(json.dumps(results))
+    options.peers = ["ours"]
+    benchmark.networks(options)
+    (compared,) = json.loads(out.read_text())["cells"]
+    assert compared["twin"]["float32"]["logits"]["norm"] < 1e-5
+    assert (compared["compared"], compared["run"]) == (1, 0)
+    assert compared["contenders"] == cell["contenders"]
+    out.write_text(first)
     # A new contender comes with a new measurement of the others, in the place of the old one.
     options.peers = ["torch eager NCHW"]
     benchmark.networks(options)
@@ -346,7 +407,8 @@ def test_layers_are_measured_and_stored(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_twin_is_exact_in_float64(tmp_path):
-    found = benchmark_rounds.exactness("v3_small", 1, tmp_path / "log")
+    cell = peers.Cell("training", "v3_small", 16, 224, "float32", 1)
+    found = benchmark_rounds.twin_in("float64", cell, tmp_path / "log")
     assert found.keys() == {"loss", "gradient", "batch_stats"}
     assert all(group["norm"] < 1e-12 for group in found.values())
 
