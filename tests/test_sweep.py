@@ -5,7 +5,6 @@ Scheduling is tested with `fake_main.py` in main's place; two slow tests train.
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import random
@@ -21,8 +20,7 @@ import fake_sweep
 import pytest
 import tiny
 
-from experiments import ablation, measure, sweep
-from experiments.launchers import Task
+from experiments import ablation, measure, sweep, sweep_board, sweep_plan
 from mobilenets_jax import costs
 from mobilenets_jax.errors import InputError
 from mobilenets_jax.switches import build_spec
@@ -110,7 +108,7 @@ def processes(text):
 
 
 def test_sweep_json_holds_what_costs_say(tmp_path):
-    found = sweep.plan("v2_shortcut", tmp_path, "small", [0, 1, 2])
+    found = sweep_plan.plan("v2_shortcut", tmp_path, "small", [0, 1, 2])
     record = found.record
     assert (record["experiment"], record["scale"], record["seeds"]) == (
         "v2_shortcut",
@@ -140,7 +138,7 @@ def test_sweep_json_holds_what_costs_say(tmp_path):
 
 
 def test_full_trains_seeds_one_by_one(tmp_path, three):
-    found = sweep.plan(three, tmp_path, "full", [0, 1])
+    found = sweep_plan.plan(three, tmp_path, "full", [0, 1])
     assert [task.name for task in found.tasks] == [
         f"three/{name}/seed_{seed}" for name in "abc" for seed in (0, 1)
     ]
@@ -166,9 +164,11 @@ def test_dry_run_lists_and_does_nothing(tmp_path, three, capsys):
             f"{cost.macs:,}",
             "32",
             f"{cost.steps:,}",
-            sweep.clock(cost.seconds),
+            sweep_board.clock(cost.seconds),
         ]
-    assert lines[4].startswith(f"3 in all, 0 finished; about {sweep.clock(total / 2)} left with 2")
+    assert lines[4].startswith(
+        f"3 in all, 0 finished; about {sweep_board.clock(total / 2)} left with 2"
+    )
     assert "estimates of ablation.cost, good to a factor of two where each has two" in lines[4]
     assert not workdir.exists()
 
@@ -184,7 +184,7 @@ def test_times_are_those_of_finished_runs(tmp_path, three, capsys):
     assert lines[1].endswith("finished")
     assert "times 3.00, the median of the 1 finished run(s) here" in lines[4]
     times = [3 * ablation.cost(r, 1).seconds for r in ablation.load(three).runs("smoke")]
-    assert f"1 finished; about {sweep.clock(sum(times[1:]))} left" in lines[4]
+    assert f"1 finished; about {sweep_board.clock(sum(times[1:]))} left" in lines[4]
 
 
 def test_all_experiments(tmp_path, three, monkeypatch, capsys):
@@ -287,15 +287,15 @@ def test_a_run_may_be_added(tmp_path, fake):
 
 
 def test_latencies_without_an_added_run_are_forgotten(tmp_path, three):
-    experiment = sweep.plan(three, tmp_path, "smoke", [0])
-    sweep.forget_outdated(experiment)  # there are none
+    experiment = sweep_plan.plan(three, tmp_path, "smoke", [0])
+    sweep_plan.forget_outdated(experiment)  # there are none
     path = experiment.directory / "latency.json"
     path.parent.mkdir()
     path.write_text('{"a": {}, "b": {}, "c": {}, "device": {}}')
-    sweep.forget_outdated(experiment)
+    sweep_plan.forget_outdated(experiment)
     assert path.exists()
     path.write_text('{"a": {}, "b": {}, "device": {}}')
-    sweep.forget_outdated(experiment)
+    sweep_plan.forget_outdated(experiment)
     assert not path.exists()
 
 
@@ -559,7 +559,7 @@ def test_latency(tmp_path, monkeypatch):
     file = write_experiment(
         tmp_path, "timed", [("a", 0.25), ("b", 0.5)], {"model.shallow": True}, more=more
     )
-    tasks = sweep.plan(file, tmp_path, "smoke", [0]).tasks
+    tasks = sweep_plan.plan(file, tmp_path, "smoke", [0]).tasks
     assert [task.name for task in tasks] == [f"timed/{name}" for name in ("a", "b", "c", "latency")]
     assert tasks[-1].alone
     assert tasks[-1].result == tmp_path / "timed" / "latency.json"
@@ -580,87 +580,6 @@ def test_latency(tmp_path, monkeypatch):
         assert (found[name]["batch"], found[name]["resolution"]) == (1, 32)
         assert found[name]["rounds"] == 4
     assert found["a"] == found["c"] != found["b"]
-
-
-# What is shown ----------------------------------------------------------------------------------
-
-
-def test_progress(tmp_path):
-    task = Task("x/a", (), tmp_path, tmp_path / "result.json")
-    assert sweep.progress(task) == (0, None)
-    lines = [
-        {"step": 10, "split": "train", "accuracy": [0.1, 0.2]},
-        {"step": 20, "split": "test_ema", "accuracy": [0.5, 0.75]},
-        {"step": 30, "split": "train", "accuracy": [0.9, 0.9]},
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4')
-    assert sweep.progress(task) == (30, 0.625)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0:00:00"), (3723, "1:02:03"), (2 * 86400 + 3 * 3600, "2 d 03:00:00")],
-)
-def test_clock(seconds, text):
-    assert sweep.clock(seconds) == text
-
-
-def test_remaining_time(tmp_path):
-    tasks = [
-        Task(name, (), tmp_path / name, tmp_path / name / "result.json", seconds=seconds)
-        for name, seconds in (("a", 10.0), ("b", 20.0), ("c", 40.0), ("m", None))
-    ]
-    status = sweep.Status(tasks, 2)
-    assert status.left(0.0) == 35.0
-    status.queued.remove(tasks[0])
-    status.running[tasks[0]] = 0.0
-    assert status.left(4.0) == (6 + 20 + 40) / 2
-    assert status.left(99.0) == (20 + 40) / 2
-    status.pace = sweep.Pace(2.0, 1)
-    assert status.left(4.0) == (16 + 40 + 80) / 2
-    assert status.line(4.0) == "3 queued, 1 running, 0 done, 0 failed, about 0:01:08 left"
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_table_on_a_terminal(tmp_path, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "90")
-    task = Task("x/a", (), tmp_path, tmp_path / "result.json", steps=88, seconds=60.0)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 22, "split": "test_ema", "accuracy": 0.5}\n')
-    status = sweep.Status([task], 1)
-    status.queued.clear()
-    status.running[task] = time.monotonic() - 15
-    file = Terminal()
-    with sweep.Board(file) as board:
-        board._shown = -1e9
-        board.show(status)
-        board.say("done [x]")
-    text = file.getvalue()
-    assert re.search(r"x/a +│ +22/88 │ +0\.5000 │ 0:00:15", text)
-    assert "0 queued, 1 running, 0 done, 0 failed, about 0:00:45 left" in text
-    assert "done [x]" in text
-
-
-def test_lines_elsewhere(tmp_path):
-    task = Task("x/a", (), tmp_path, tmp_path / "result.json", steps=88)
-    status = sweep.Status([task], 1)
-    status.queued.clear()
-    status.running[task] = time.monotonic() - 15
-    file = io.StringIO()
-    with sweep.Board(file) as board:
-        board.show(status)
-        assert file.getvalue() == ""  # the last line was less than a minute ago
-        board._shown = -1e9
-        board.show(status)
-    assert file.getvalue().splitlines() == [
-        "0 queued, 1 running, 0 done, 0 failed",
-        "  x/a: step 0/88, 0:00:15",
-    ]
 
 
 def test_two_seeds_or_more_have_an_interval():
