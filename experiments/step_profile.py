@@ -1,6 +1,7 @@
 """Where the time of a training or inference step goes, by kind of operation.
 
     python -m experiments.step_profile measure --out=FILE.json   runs our benchmark steps, traced
+    python -m experiments.step_profile measure --out=FILE.json --contender=naive   those of the twin
     python -m experiments.step_profile render                    docs/profile.md
 
 JAX's profiler says how long each operation of the compiled step took, the compiled text to which
@@ -15,6 +16,7 @@ import collections
 import datetime
 import gzip
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -38,6 +40,7 @@ from mobilenets_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "profile"
+STARTS = ROOT / "experiments" / "results" / "start"
 TASKS = ("training", "inference")
 STEPS = 5
 # Kind -> what is in an operation's name; the first that matches counts.
@@ -48,7 +51,9 @@ KINDS = {
     "depthwise": r"/depthwise/(?!bn/)",
     "BatchNorm, activation": r"/bn/|clip|relu|hswish|hard_",
     "optimizer": r"^jit\(\w+\)/\w+$",
-    "matrix products": r"dot_general|/(expand|project|last|head|pointwise|conv)/transpose$",
+    "matrix products": (
+        r"dot_general|conv_general_dilated|/(expand|project|last|head|pointwise|conv)/transpose$"
+    ),
 }
 OTHER = "all else"
 _INTRO = """\
@@ -154,11 +159,12 @@ def by_kind(events: Iterable[dict[str, Any]], compiled: dict[str, str]) -> dict[
     return dict(sums.most_common())
 
 
-def measure(cell: peers.Cell, dump: Path) -> dict[str, Any]:
+def measure(cell: peers.Cell, contender: str, dump: Path) -> dict[str, Any]:
     """Runs a cell of the benchmark, then traces it.
 
     Args:
         cell: the network and task.
+        contender: "ours" or "naive".
         dump: where XLA writes what it compiles.
 
     Returns:
@@ -166,18 +172,18 @@ def measure(cell: peers.Cell, dump: Path) -> dict[str, Any]:
     """
     import jax
 
-    contender = peers.load("ours", cell)("ours", cell)
+    step = peers.load(contender, cell)(contender, cell).step
     for _ in range(3):
-        contender.step()
+        step()
     times = []
-    for _ in range(4 * STEPS):
+    for _ in range(STEPS if contender == "naive" else 4 * STEPS):
         start = time.perf_counter()
-        contender.step()
+        step()
         times.append(time.perf_counter() - start)
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
             for _ in range(STEPS):
-                contender.step()
+                step()
         (path,) = Path(directory).rglob("*.trace.json.gz")
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     compiled = {}
@@ -190,6 +196,7 @@ def measure(cell: peers.Cell, dump: Path) -> dict[str, Any]:
     )
     return {
         "cell": cell._asdict(),
+        "contender": contender,
         "seconds": statistics.median(times),
         "product_flops": 2 * products * cell.batch * (3 if cell.task == "training" else 1),
         "shares": {name: value / sum(sums.values()) for name, value in sums.items()},
@@ -205,43 +212,80 @@ def rows(records: list[dict[str, Any]]) -> list[str]:
     ]
     for record in records:
         cell, shares = record["cell"], record["shares"]
+        twin = ", naive twin" * (record.get("contender") == "naive")
         spent = record["seconds"] * shares["matrix products"]
         percent = [f"{100 * shares[name]:.0f} %" if name in shares else "–" for name in kinds]
         lines.append(
-            f"| {peers.MODELS[cell['model']]} | {cell['task']} | {cell['batch']} | "
+            f"| {peers.MODELS[cell['model']]}{twin} | {cell['task']} | {cell['batch']} | "
             f"{1e3 * record['seconds']:.1f} | {' | '.join(percent)} | "
             f"{record['product_flops'] / spent / 1e9:.0f} |"
         )
     return lines
 
 
-def render(results: list[dict[str, Any]]) -> str:
+def render(profiles: list[dict[str, Any]], starts: list[dict[str, Any]]) -> str:
     """Returns docs/profile.md from the stored files' contents."""
     parts = [_INTRO.rstrip()]
-    for result in results:
+    for result in profiles:
         where = result["circumstances"]
-        versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
         parts += [
             f"## {where['processor']}",
-            f"Measured {where['date'][:10]}, {where['threads']} threads; {versions}.",
+            f"Measured {where['date'][:10]}, {where['threads']} threads; {_versions(where)}.",
             "\n".join(rows(result["records"])),
         ]
+    parts += [
+        "## From the program's start to its first step",
+        "Measured by `python -m experiments.start_time --out=FILE.json`: first with an empty "
+        "compilation cache, then with the one that it left.",
+        "\n".join(start_rows(starts)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Reads a stored file.
+def _versions(where: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+
+
+def start_rows(starts: list[dict[str, Any]]) -> list[str]:
+    """Returns a Markdown table of what `start_time` stored."""
+    lines = [
+        "| config | processor | first start, s | again, s: median (lowest–highest) | measured |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for start in starts:
+        again = start["again_seconds"]
+        lines.append(
+            f"| {start['config']} | {start['processor']} | {start['first_seconds']:.1f} | "
+            f"{statistics.median(again):.1f} ({min(again):.1f}–{max(again):.1f}), n = {len(again)} "
+            f"| {start['date'][:10]}; {_versions(start)} |"
+        )
+    return lines
+
+
+def read(path: Path, fields: set[str]) -> dict[str, Any]:
+    """Reads a stored file that must have these fields.
 
     Raises:
         InputError: it is not one that this script wrote.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if not {"circumstances", "records"} <= result.keys():
+        if not fields <= result.keys():
             raise ValueError("fields are missing")
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a profile's result: remove it.") from error
+        raise InputError(f"{path} is not a result for docs/profile.md: remove it.") from error
     return result
+
+
+def document() -> str:
+    """Returns docs/profile.md from all stored files.
+
+    Raises:
+        InputError: as `read`.
+    """
+    profiles = [read(path, {"circumstances", "records"}) for path in sorted(RESULTS.glob("*.json"))]
+    starts = [read(path, {"again_seconds", "versions"}) for path in sorted(STARTS.glob("*.json"))]
+    return render(profiles, starts)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -251,13 +295,14 @@ def main(arguments: list[str] | None = None) -> None:
     action = actions.add_parser("measure")
     action.add_argument("--out", type=Path, required=True)
     action.add_argument("--models", nargs="+", default=list(peers.MODELS), choices=peers.MODELS)
-    action.add_argument("--batch", type=int, default=16)
+    action.add_argument("--task", nargs="+", default=TASKS, choices=TASKS)
+    action.add_argument("--batch", nargs="+", type=int, default=[16])
     action.add_argument("--threads", type=int, default=2)
+    action.add_argument("--contender", choices=("ours", "naive"), default="ours")
     actions.add_parser("render")
     options = parser.parse_args(arguments)
     if options.action == "render":
-        results = [read(path) for path in sorted(RESULTS.glob("*.json"))]
-        (ROOT / "docs" / "profile.md").write_text(render(results), encoding="utf-8")
+        (ROOT / "docs" / "profile.md").write_text(document(), encoding="utf-8")
         return
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     given = {name: os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "XLA_FLAGS")}
@@ -267,11 +312,10 @@ def main(arguments: list[str] | None = None) -> None:
         flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what comes from it is not written
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-        for task in TASKS:
-            for model in options.models:
-                cell = peers.Cell(task, model, options.batch, 224, "float32", options.threads)
-                records.append(measure(cell, Path(dump)))
-                print("\n".join(rows(records[-1:])[2:]), flush=True)
+        for task, batch, model in itertools.product(options.task, options.batch, options.models):
+            cell = peers.Cell(task, model, batch, 224, "float32", options.threads)
+            records.append(measure(cell, options.contender, Path(dump)))
+            print("\n".join(rows(records[-1:])[2:]), flush=True)
     circumstances = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": linux.processor(),

@@ -36,6 +36,7 @@ def append_metrics(
     loss: Numbers,
     accuracy: Numbers | None = None,
     images_per_second: float | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Appends one JSON object as a line to the file at `path`, complete when this returns.
 
@@ -48,6 +49,7 @@ def append_metrics(
             there are several replicas.
         accuracy: fraction of images classified correctly, in [0, 1], or a list likewise.
         images_per_second: speed of training, over all devices.
+        seconds: wall time of the training until then, compilation and evaluations included.
     """
     line = {
         "step": int(step),
@@ -56,6 +58,7 @@ def append_metrics(
         "loss": _floats(loss),
         "accuracy": None if accuracy is None else _floats(accuracy),
         "images_per_second": None if images_per_second is None else float(images_per_second),
+        "seconds": None if seconds is None else round(float(seconds), 3),
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

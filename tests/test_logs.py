@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from mobilenets_jax import logs
 from mobilenets_jax.errors import InputError
 
-FIELDS = ["step", "epoch", "split", "loss", "accuracy", "images_per_second"]
+FIELDS = ["step", "epoch", "split", "loss", "accuracy", "images_per_second", "seconds"]
 
 
 @pytest.fixture
@@ -35,13 +35,14 @@ def test_one_line_of_exactly_these_fields(path):
         loss=np.float32(1.25),
         accuracy=0.75,
         images_per_second=512.0,
+        seconds=12.34567,
     )
     logs.append_metrics(path, step=40, epoch=1, split="test_ema", loss=1.0, accuracy=1)
     first, second = path.read_text().splitlines()
     assert list(json.loads(first)) == FIELDS
     assert first == (
         '{"step": 20, "epoch": 0.5, "split": "train", "loss": 1.25, "accuracy": 0.75, '
-        '"images_per_second": 512.0}'
+        '"images_per_second": 512.0, "seconds": 12.346}'
     )
     assert json.loads(second) == {
         "step": 40,
@@ -50,6 +51,7 @@ def test_one_line_of_exactly_these_fields(path):
         "loss": 1.0,
         "accuracy": 1.0,
         "images_per_second": None,
+        "seconds": None,
     }
     assert logs.read_metrics(path) == [json.loads(first), json.loads(second)]
 

@@ -44,6 +44,8 @@ metadata={op_name="STEP/depthwise/cond/branch_0_fun/while"}
         ("fusion", f"{STEP}/depthwise/bn/reduce_sum", "BatchNorm, activation"),
         ("dot", f"{STEP}/project/transpose", "matrix products"),
         ("fusion", "jit(f)/MobileNet/classifier/dot_general", "matrix products"),
+        ("fusion", "jit(f)/NaiveNet/blocks_3/expand/conv/conv_general_dilated", "matrix products"),
+        ("fusion", "jit(f)/NaiveNet/blocks_3/depthwise/conv/conv_general_dilated", "depthwise"),
         ("dot", "", "matrix products"),
         ("dot", "jit(update)/add", "matrix products"),
         ("dot", "jit(f)/MobileNet/blocks_3/se/reduce/dot_general", "squeeze-and-excite"),
@@ -103,15 +105,40 @@ def test_a_row_says_shares_and_what_the_products_reach():
     assert told["products, GFLOP/s"] == "225"  # 9e9 in half of 80 ms
 
 
+def test_the_twins_row_says_so():
+    record = {
+        "cell": {"task": "training", "model": "v1", "batch": 1},
+        "contender": "naive",
+        "seconds": 1.0,
+        "product_flops": 1e9,
+        "shares": {"matrix products": 1.0},
+    }
+    assert step_profile.rows([record])[2].startswith("| mobilenet_v1, naive twin | training | 1 |")
+
+
+def test_a_start_is_a_row():
+    start = {
+        "config": "configs/v2.py",
+        "processor": "Some CPU, 2 cores",
+        "first_seconds": 40.04,
+        "again_seconds": [7.0, 6.0, 8.0],
+        "date": "2026-11-26T10:00:00+00:00",
+        "versions": {"jax": "0.10.2"},
+    }
+    assert step_profile.start_rows([start])[2:] == [
+        "| configs/v2.py | Some CPU, 2 cores | 40.0 | 7.0 (6.0–8.0), n = 3 "
+        "| 2026-11-26; jax 0.10.2 |"
+    ]
+
+
 def test_the_document_is_rendered_from_the_stored_results():
-    paths = sorted(step_profile.RESULTS.glob("*.json"))
-    assert paths
-    rendered = step_profile.render([step_profile.read(path) for path in paths])
-    assert rendered == Path("docs/profile.md").read_text(encoding="utf-8")
+    assert list(step_profile.RESULTS.glob("*.json"))
+    assert list(step_profile.STARTS.glob("*.json"))
+    assert step_profile.document() == Path("docs/profile.md").read_text(encoding="utf-8")
 
 
 def test_a_foreign_file_is_one_sentence(tmp_path):
     for text in ("{", "[]", json.dumps({"records": []})):
         (tmp_path / "x.json").write_text(text)
-        with pytest.raises(InputError, match=r"x\.json is not a profile's result: remove it\."):
-            step_profile.read(tmp_path / "x.json")
+        with pytest.raises(InputError, match=r"x\.json is not a result for docs/profile"):
+            step_profile.read(tmp_path / "x.json", {"circumstances", "records"})

@@ -199,7 +199,7 @@ def test_result(trained, make, experiment):
 
 def test_metrics_have_a_line_for_every_log_and_evaluation(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    fields = ["step", "epoch", "split", "loss", "accuracy", "images_per_second"]
+    fields = ["step", "epoch", "split", "loss", "accuracy", "images_per_second", "seconds"]
     assert all(list(line) == fields for line in lines)
     assert [(line["step"], line["split"]) for line in lines] == [
         *((step, "train") for step in (3, 6, 9)),
@@ -207,6 +207,9 @@ def test_metrics_have_a_line_for_every_log_and_evaluation(trained):
         *((step, "train") for step in (12, 15, 18, 21, 22)),
         *((22, split) for split in ("test", "test_ema")),
     ]
+    spent = [line["seconds"] for line in lines]
+    assert 0 < spent[0] < spent[-1]
+    assert spent == sorted(spent)
     for line in lines:
         assert line["epoch"] == line["step"] / (1437 // 16)
         assert 0 <= line["accuracy"] <= 1
