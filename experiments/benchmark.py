@@ -35,6 +35,7 @@ from experiments.benchmark_rounds import (
     ROOT,
     agreements,
     environment,
+    exactly,
     measure,
     twin_in,
     workers,
@@ -194,43 +195,39 @@ def _keep(
     return row
 
 
-def comparisons(cell: peers.Cell) -> list[str]:
-    """Returns the dtypes in which a cell's first step is compared with its twin's."""
-    if cell.dtype == "bfloat16":
-        return ["bfloat16"]
-    return ["float32", "float64"] if cell.task == "training" else ["float32"]
+def lacking(row: dict[str, Any], cell: peers.Cell, retry: bool) -> list[str]:
+    """Returns the dtypes in which a row is still to be compared with its twin.
 
-
-def _compare(row: dict[str, Any], cell: peers.Cell, log: Path, exact: dict[str, Any]) -> bool:
-    """Adds the comparisons with the twin that a row lacks, and says whether there were any.
-
-    A timed twin has been compared already. `exact` keeps those in float64, one for each model.
+    Args:
+        row: what is stored of the cell. A timed twin was compared in the cell's own dtype.
+        cell: the row of a table.
+        retry: whether comparisons that failed are tried again.
     """
+    dtypes = ["float32", "float64"] if cell.task == "training" else ["float32"]
+    if cell.dtype == "bfloat16":
+        dtypes = ["bfloat16"]
+    found = row.get("twin", {})
     timed = {"float32"} if "naive" in row["agreement"] else set()
-    found = row.setdefault("twin", {})
-    lacking = [dtype for dtype in comparisons(cell) if dtype not in found.keys() | timed]
-    for dtype in lacking:
-        found[dtype] = exact.get(cell.model) if dtype == "float64" else None
-        found[dtype] = found[dtype] or twin_in(dtype, cell, log)
-        if dtype == "float64":
-            exact[cell.model] = found[dtype]
-    return bool(lacking)
+    return [
+        dtype
+        for dtype in dtypes
+        if dtype not in found.keys() | timed or (retry and "failed" in found.get(dtype, {}))
+    ]
 
 
 def networks(options: argparse.Namespace) -> None:
-    """Measures whole networks and compares them with their twins, and stores each cell.
+    """Measures whole networks, compares them with their twins, and stores each cell.
 
     A cell that is finished but lacks a comparison gets it without being measured anew.
     """
     results = open_results(options.out, "networks")
     results["runs"].append(_circumstances(options.threads))
-    exact: dict[str, dict[str, Any]] = {}
+    exact: dict[peers.Cell, dict[str, Any]] = {}
     sizes = (options.batch, options.resolution, options.dtype, [options.threads])
     for values in itertools.product(options.task, options.models, *sizes):
         cell = peers.Cell(*values)
         row = find(results, cell)
-        names = missing(row, contenders(options.peers), options.retry)
-        if names:
+        if names := missing(row, contenders(options.peers), options.retry):
             with (
                 tempfile.TemporaryDirectory() as directory,
                 workers(names, cell.threads, options.log) as started,
@@ -238,14 +235,18 @@ def networks(options: argparse.Namespace) -> None:
                 records = measure(started, cell, options.rounds, 1.0, Path(directory))
                 machine = started["ours"].ask(machine=cell.dtype)
                 row = _keep(results, cell, records, Path(directory), machine)
+            _store(results, options.out)
+            _say(cell, records)
         assert row is not None
-        if _compare(row, cell, options.log, exact):
+        device = row["contenders"]["ours"].get("device")
+        for dtype in lacking(row, cell, options.retry) if device else ():
+            same = exactly(cell) if dtype == "float64" else cell
+            found = exact.get(same) or twin_in(dtype, cell, device, options.log)
+            if dtype == "float64" and "failed" not in found:
+                exact[same] = found
+            row.setdefault("twin", {})[dtype] = found
             row["compared"] = len(results["runs"]) - 1
-        elif not names:
-            continue
-        _store(results, options.out)
-        if names:
-            _say(cell, row["contenders"])
+            _store(results, options.out)
 
 
 def layers(options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / "results" / "benchmark"
 # backwards. A GPU multiplies with ten bits (TF32).
 TOLERANCE = {"cpu": (3e-2, 1e-4), "gpu": (0.5, 1e-2)}
 EXACT = 1e-10  # In float64, of everything.
+LAYERS = {"float32": 1e-4, "bfloat16": 2e-2}  # Of single layers.
 ROUNDING = 2.0  # In bfloat16, times the twin's own distance from itself in float32.
 RUNS = ("run", "compared")  # A cell's, by number: in which it was measured, and last compared.
 _MODELS = {"v1": "V1", "v2": "V2", "v3_large": "V3-Large", "v3_small": "V3-Small"}
@@ -49,15 +50,15 @@ others anew.
   no folding. Inputs, labels and weights are random, and the inputs are in place before the clock
   starts.
 - **Naive twin**: the same network in Flax as usually written, `nn.Conv` with `feature_group_count`.
-  *Difference* is between its results and ours after the first step, in the same run, norm of the
-  difference over the norm: of the logits; or of the gradient / of loss and new BatchNorm
-  statistics, whichever is larger. Rounding to float32 alone moves the gradient of V2 by a hundredth
-  (PyTorch's and ours against float64: docs/weights.md). So the step is taken in float64, too, with
-  16 images of 96 pixels: the last number is the largest difference of loss, gradient and statistics
+  *Difference* is between its results and ours after the first step, norm of the difference over the
+  norm: of the logits; or of the gradient / of loss and new BatchNorm statistics, whichever is
+  larger. Rounding to float32 alone moves the gradient of V2 by a hundredth (PyTorch's and ours
+  against float64: docs/weights.md). So the step is taken in float64, too, with up to 32 images of
+  up to 96 pixels: the last number is the largest difference of loss, gradient and statistics
   there. More than 1e-10 would be marked "not equal". Where the twin has no time, it took one step
   for this comparison alone. In bfloat16 both round; there the numbers are our distance from the
   twin in float32 and, in brackets, that of the twin in bfloat16. More than twice as far would be
-  marked "not equal".
+  marked "not equal". "–" was not compared.
 - **Ratios** are peer's time over ours: above 1, ours is faster. PyTorch (torchvision; timm for V1)
   is shown at the fastest setting that was measured, of eager and `torch.compile`, NCHW and
   channels_last (NHWC below); in brackets the lowest and highest ratio within a round.
@@ -202,34 +203,38 @@ def _largest(values: Iterable[float]) -> float:
     return max(values, key=lambda value: (math.isnan(value), value))
 
 
-def _apart(groups: dict[str, Any]) -> tuple[float, float]:
-    """Norms of a comparison: of the gradient, 0 if it has none, and the largest of the rest."""
+def _apart(groups: dict[str, Any], task: str) -> tuple[float, float]:
+    """Norms of a comparison: of the gradient, 0 in inference, and the largest of the rest.
+
+    What was not compared is NaN.
+    """
+    names = ("loss", "batch_stats") if task == "training" else ("logits",)
     norms = {name: group["norm"] for name, group in groups.items()}
-    gradient = norms.pop("gradient", 0.0)
-    return gradient, _largest(norms.values())
+    rest = _largest(norms.get(name, math.nan) for name in names)
+    return norms.get("gradient", math.nan) if task == "training" else 0.0, rest
 
 
 def _difference(cell: dict[str, Any]) -> str:
     """How far ours is from the twin, and whether that is rounding."""
-    twin = cell.get("twin", {})
+    twin, key = cell.get("twin", {}), cell["cell"]
     if failed := [groups["failed"] for groups in twin.values() if "failed" in groups]:
-        return f"**not compared: {failed[0]}**"
-    if groups := twin.get("bfloat16"):
-        ours, naive = _apart(groups["ours"]), _apart(groups["naive"])
-        allowed: tuple[float, ...] = tuple(ROUNDING * distance for distance in naive)
+        return f"**not compared: {failed[0].replace('|', '/')}**"
+    if "bfloat16" in twin:
+        ours, naive = (_apart(twin["bfloat16"][name], key["task"]) for name in ("ours", "naive"))
+        # No gradient at all is 1 away.
+        allowed: tuple[float, ...] = tuple(min(ROUNDING * apart, 0.9) for apart in naive)
         texts = [f"{a:.0e} ({b:.0e})" for a, b in zip(ours, naive, strict=True)]
-        first = groups["ours"]
-    elif groups := cell["agreement"].get("naive") or twin.get("float32"):
-        ours = _apart(groups)
+    elif key["dtype"] == "float32" and ("naive" in cell["agreement"] or "float32" in twin):
+        groups = {**twin, "float32": cell["agreement"].get("naive", twin.get("float32"))}
+        ours = _apart(groups["float32"], key["task"])
         allowed = TOLERANCE["gpu" if _on_gpu(cell) else "cpu"]
-        texts = [f"{distance:.0e}" for distance in ours]
-        first = groups
+        texts = [f"{apart:.0e}" for apart in ours]
     else:
         return "–"
-    text = " / ".join(texts if "gradient" in first else texts[1:])
+    text = " / ".join(texts if key["task"] == "training" else texts[1:])
     equal = all(a <= b for a, b in zip(ours, allowed, strict=True))  # False for NaN, too
-    if exact := twin.get("float64"):
-        worst = _largest(group["norm"] for group in exact.values())
+    if "float64" in twin:
+        worst = _largest(_apart(twin["float64"], key["task"]))
         text += f"; {worst:.0e}"
         equal = equal and worst <= EXACT
     return text if equal else f"**{text}: not equal**"
@@ -242,14 +247,15 @@ def _compared(cells: list[dict[str, Any]]) -> list[str]:
         run = cell.get("compared", cell["run"])
         if run != cell["run"]:
             key = cell["cell"]
-            where = f"{run['date'][:10]} on {run['processor']}"
-            row = f"{key['task']}, {key['resolution']} px, batch {key['batch']}, {key['dtype']}"
-            row += f", {key['threads']} thread{'s' * (key['threads'] > 1)}"
-            if row not in found.setdefault(where, []):
-                found[where].append(row)
+            versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("jax", "flax"))
+            where = f"{run['date'][:10]}, {run['processor']}, {versions}"
+            size = f"{key['resolution']} px, batch {key['batch']}, {key['dtype']}"
+            threads = f"{key['threads']} thread{'s' * (key['threads'] > 1)}"
+            row = f"{_MODELS[key['model']]} {key['task']}, {size}, {threads}"
+            found.setdefault(where, []).append(row)
     return [
-        f"- Compared with the twin (wherever it has no time, and in float64) on {where}: "
-        f"{'; '.join(rows)}."
+        f"- Compared with the twin, where it has no time, and in float64 and bfloat16, later "
+        f"({where}): {'; '.join(rows)}."
         for where, rows in found.items()
     ]
 
@@ -335,7 +341,10 @@ def _layer_tables(
     apart = [group["norm"] for c in cells for a in c["agreement"].values() for group in a.values()]
     if apart:
         lines += ["", "### Layers", "", "In each row, the fastest is bold. The largest difference"]
-        lines[-1] += f" between a contender's result and ours, norm over norm, is {max(apart):.0e}."
+        worst = _largest(apart)
+        equal = worst <= LAYERS[cells[0]["cell"]["dtype"]]
+        text = f"{worst:.0e}" if equal else f"**{worst:.0e}: not equal**"
+        lines[-1] += f" between a contender's result and ours, norm over norm, is {text}."
     if noise := _noise(cells):
         lines[-1] += noise
     for (kind, direction, batch, dtype, threads), members in groups.items():

@@ -173,12 +173,14 @@ def agreement(ours: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict
     norm of the values, and `worst` the largest difference over the largest value.
 
     Raises:
-        KeyError: the names differ.
+        KeyError: the names or sizes differ.
     """
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     if ours.keys() != other.keys():
         raise KeyError(f"outputs differ: {sorted(ours.keys() ^ other.keys())}")
     for name, values in other.items():
+        if ours[name].size != values.size:
+            raise KeyError(f"{name} has {ours[name].size} and {values.size} values")
         groups.setdefault(name.partition("/")[0], []).append((ours[name].ravel(), values.ravel()))
     tiny = np.finfo(np.float64).tiny
     result = {}
@@ -201,17 +203,18 @@ def agreements(directory: Path) -> dict[str, Any]:
 
 
 def first_steps(
-    cells: Mapping[str, peers.Cell], log: Path, **variables: str
+    cells: Mapping[str, peers.Cell], device: str, log: Path, **variables: str
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns the outputs of first steps, each in a process of its own, without timing any.
 
     Args:
         cells: name -> what to run; a name's first word is the contender.
+        device: that they must run on.
         log: gets what the processes say.
         **variables: more environment variables.
 
     Raises:
-        RuntimeError: one did not run; the text names it and says why.
+        RuntimeError: one did not run, or on another device; the text names it.
     """
     outputs = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -222,20 +225,32 @@ def first_steps(
                 answer = started[name].ask(**order, warm_up=0)
             if "device" not in answer:
                 raise RuntimeError(f"{name}: {answer}")
+            if answer["device"] != device:
+                raise RuntimeError(f"{name}: on {answer['device']}, but timed on {device}")
             outputs[name] = dict(np.load(path))
     return outputs
 
 
-def twin_in(dtype: str, cell: peers.Cell, log: Path) -> dict[str, Any]:
+def exactly(cell: peers.Cell) -> peers.Cell:
+    """Returns the step in float64 that stands for a cell's.
+
+    Larger images only add rows. Of a few images more are unrolled in the weight gradient than of
+    one; of 64 it is as many as of 32.
+    """
+    batch, resolution = min(cell.batch, 32), min(cell.resolution, 96)
+    return cell._replace(batch=batch, resolution=resolution, dtype="float64")
+
+
+def twin_in(dtype: str, cell: peers.Cell, device: str, log: Path) -> dict[str, Any]:
     """Returns how far a cell's first step is from its twin's, each run once, untimed.
 
     Args:
-        dtype: "float32": `agreement` with the twin in the cell's dtype. "float64", of training:
-            the same in float64, where rounding is out of the way that hides differences of the
-            gradient in float32, with images of 96 pixels and 16 of them, so that sums are split up
-            as in the tables. "bfloat16": how far "ours" and the "naive" one, both in bfloat16, are
-            from the twin in float32, since rounding moves both.
+        dtype: "float32": `agreement` with the twin in the cell's dtype. "float64": the same for
+            `exactly` this cell, where rounding is out of the way that hides differences of the
+            gradient in float32. "bfloat16": how far "ours" and the "naive" one, both in bfloat16,
+            are from the twin in float32, since rounding moves both.
         cell: the row of a table.
+        device: that it was timed on.
         log: gets what the processes say.
 
     Returns:
@@ -244,15 +259,15 @@ def twin_in(dtype: str, cell: peers.Cell, log: Path) -> dict[str, Any]:
     variables = {}
     cells = {"ours": cell, "naive": cell}
     if dtype == "float64":
-        exact = cell._replace(batch=16, resolution=96, dtype="float64")
-        cells, variables = {"ours": exact, "naive": exact}, {"JAX_ENABLE_X64": "true"}
+        cells = dict.fromkeys(cells, exactly(cell))
+        variables = {"JAX_ENABLE_X64": "true"}
     elif dtype == "bfloat16":
         cells["naive float32"] = cell._replace(dtype="float32")
     try:
-        outputs = first_steps(cells, log, **variables)
-    except RuntimeError as error:
+        outputs = first_steps(cells, device, log, **variables)
+        if dtype == "bfloat16":
+            reference = outputs["naive float32"]
+            return {name: agreement(outputs[name], reference) for name in ("ours", "naive")}
+        return agreement(outputs["ours"], outputs["naive"])
+    except (RuntimeError, KeyError, OSError) as error:
         return {"failed": str(error)}
-    if dtype == "bfloat16":
-        reference = outputs["naive float32"]
-        return {name: agreement(outputs[name], reference) for name in ("ours", "naive")}
-    return agreement(outputs["ours"], outputs["naive"])

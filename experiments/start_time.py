@@ -14,6 +14,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,10 +48,15 @@ def seconds_to_first_step(config: str, workdir: Path, cache: Path) -> float:
     with subprocess.Popen(
         [*program, *flags],
         cwd=ROOT,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         while not (metrics.exists() and metrics.stat().st_size):
@@ -59,7 +65,7 @@ def seconds_to_first_step(config: str, workdir: Path, cache: Path) -> float:
                 raise InputError(f"--config={config} does not train: {printed[-300:]}")
             time.sleep(POLL)
         seconds = time.perf_counter() - began
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # workers that load data, too
     return seconds
 
 

@@ -74,18 +74,18 @@ What the tables here and in docs/benchmarks.md say about the places where we are
 
 - **Inference at batch 16 and 32.** Two parts are slower than they could be. The products reach 180
   to 305 GFLOP/s, where square ones reach the peak (docs/benchmarks.md) and LiteRT runs the whole of
-  V2, batch 16 and 32, at some 250 GFLOP/s: XLA computes each as a call of a library, and what
-  follows (bias, activation, addition) is fused with the padding and the depthwise convolution
-  behind it, not with the product. And the depthwise convolution, those included, takes a third of
-  the step: a single one takes about four times as long as PyTorch's (docs/benchmarks.md, layers).
-  We have found no way to reach PyTorch's time with XLA's CPU code, and do not know the limit.
+  V2, batch 1 and 16, at some 250 GFLOP/s (208 at batch 32): XLA computes each as a call of a
+  library, and what follows (bias, activation, addition) is fused with the padding and the depthwise
+  convolution behind it, not with the product. And the depthwise convolution, those included, takes
+  a third of the step: a single one takes about four times as long as PyTorch's (docs/benchmarks.md,
+  layers). We have found no way to reach PyTorch's time with XLA's CPU code, and do not know the limit.
   Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of XLA's own
   library fusion, and the batch in chunks that fit the cache.
 - **Inference at batch 1**, with two threads: the operations are so short that sharing them out
   costs what it gains (docs/benchmarks.md: V3 is no faster than with one thread, where we are ahead
   of PyTorch but for V1). Not tried: fewer, larger fusions.
-- **Training is ahead of PyTorch, V1 the least**: products are the larger part of its step, and run
-  near the machine's peak.
+- **Training is ahead of PyTorch, V1 the least**: products are a larger part of its step than of the
+  others', and run near the machine's peak.
 - **12 times the naive twin** is missed at batch 16 by V1 and V3-Small. The twin's own time was not
   taken apart, so why is not known. Tried for V3-Small in single sessions, not stored, without gain:
   seven other stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the weight
@@ -233,12 +233,13 @@ def render(profiles: list[dict[str, Any]], starts: list[dict[str, Any]]) -> str:
             f"Measured {where['date'][:10]}, {where['threads']} threads; {_versions(where)}.",
             "\n".join(rows(result["records"])),
         ]
-    parts += [
-        "## From the program's start to its first step",
-        "Measured by `python -m experiments.start_time --out=FILE.json`: first with an empty "
-        "compilation cache, then with the one that it left.",
-        "\n".join(start_rows(starts)),
-    ]
+    if starts:
+        parts += [
+            "## From the program's start to its first step",
+            "Measured by `python -m experiments.start_time --out=FILE.json`: first with an empty "
+            "compilation cache, then with the one that it left.",
+            "\n".join(start_rows(starts)),
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -239,22 +239,23 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Array], Callable[..., tuple[Array
 PLATFORMS = {"cpu": "shift", "default": "lax"}
 
 
+def _branches(which: int, implementation: str | None) -> tuple[tuple[str, Any], ...]:
+    """Returns pairs of a platform and its forward pass (0) or gradients (1)."""
+    names = PLATFORMS if implementation is None else {"default": implementation}
+    return tuple((platform, IMPLEMENTATIONS[name][which]) for platform, name in names.items())
+
+
 # Blocks of the same shape are traced once.
-@functools.partial(
-    jax.jit, static_argnames=("which", "implementation", "strides", "pads"), inline=True
-)
-def _dispatch(which: int, implementation: str | None, arrays: Any, **numbers: Any) -> Any:
-    if implementation is not None:
-        return IMPLEMENTATIONS[implementation][which](*arrays, **numbers)
-    branches = {
-        platform: functools.partial(IMPLEMENTATIONS[name][which], **numbers)
-        for platform, name in PLATFORMS.items()
-    }
-    return lax.platform_dependent(*arrays, **branches)
+@functools.partial(jax.jit, static_argnames=("branches", "strides", "pads"), inline=True)
+def _dispatch(branches: tuple[tuple[str, Any], ...], arrays: Any, **numbers: Any) -> Any:
+    forms = {platform: functools.partial(form, **numbers) for platform, form in branches}
+    if len(forms) == 1:
+        return forms["default"](*arrays)
+    return lax.platform_dependent(*arrays, **forms)
 
 
 def _forward(x: Array, kernel: Array, strides: int, pads: Pads, implementation: str | None) -> Any:
-    return _dispatch(0, implementation, (x, kernel), strides=strides, pads=pads)
+    return _dispatch(_branches(0, implementation), (x, kernel), strides=strides, pads=pads)
 
 
 _convolve = jax.custom_vjp(_forward, nondiff_argnums=(2, 3, 4))
@@ -270,7 +271,7 @@ def _convolve_forward(
 def _convolve_backward(
     strides: int, pads: Pads, implementation: str | None, residuals: Any, g: Array
 ) -> tuple[Array, Array]:
-    return _dispatch(1, implementation, (*residuals, g), strides=strides, pads=pads)
+    return _dispatch(_branches(1, implementation), (*residuals, g), strides=strides, pads=pads)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)

@@ -186,14 +186,15 @@ def initial_state(experiment: Experiment) -> TrainState:
         freeze=experiment.config.freeze,
     )
     keys = [jax.random.fold_in(jax.random.key(r.seed), 0) for r in experiment.replicas]
-    # Run once: half of LLVM's time for the same bits.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    if len(keys) == 1:
-        place = experiment.replicated
-        return jax.jit(init, out_shardings=place, compiler_options=options)(keys[0])
-    several = jax.vmap(init, out_axes=REPLICA_AXES)
-    place = placement(experiment).state
-    return jax.jit(several, out_shardings=place, compiler_options=options)(jnp.stack(keys))
+    make: Callable[..., TrainState] = init
+    key, place = keys[0], experiment.replicated
+    if len(keys) > 1:
+        make = jax.vmap(init, out_axes=REPLICA_AXES)
+        key, place = jnp.stack(keys), placement(experiment).state
+    # It runs once: half of LLVM's time for the same bits. Only a program of its own has options.
+    whole = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
+    options = {"xla_backend_optimization_level": 1} if whole else None
+    return jax.jit(make, out_shardings=place, compiler_options=options)(key)
 
 
 def normalize(image: jax.Array, config: ConfigDict) -> jax.Array:

@@ -241,8 +241,9 @@ def _loop(
         epoch = step / experiment.steps_per_epoch
         values = {key: value for key, value in values.items() if key != "examples"}
         if first and not (step == start and split in written):
-            facts = {"epoch": epoch, "split": split, "seconds": seconds()}
-            logs.append_metrics(metrics_path, step=step, **facts, **values)
+            logs.append_metrics(
+                metrics_path, step=step, epoch=epoch, split=split, seconds=seconds(), **values
+            )
         for key, value in values.items():
             if value is not None:
                 board.scalars(step, curves(f"{split}/{key}", value))

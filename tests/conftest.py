@@ -18,7 +18,7 @@ flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture(scope="module")
 def unoptimized():
-    """Compiles a module's programs without LLVM's optimization: sooner, and the same arithmetic."""
+    """Compiles a module's programs without LLVM's optimization: sooner, the same up to rounding."""
     name = "jax_disable_most_optimizations"
     before = jax.config.values[name]
     jax.config.update(name, True)

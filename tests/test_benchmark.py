@@ -37,9 +37,22 @@ def record(seconds, batch=16, **fields):
     }
 
 
-@contextlib.contextmanager
-def broken_workers(names, *_, **__):
-    yield {name: types.SimpleNamespace(ask=lambda **_: {"failed": "no memory"}) for name in names}
+def groups(rest, gradient=None):
+    """What `agreement` says of training, or of inference."""
+    if gradient is None:
+        return {"logits": {"norm": rest}}
+    norms = {"loss": rest, "batch_stats": rest / 2, "gradient": gradient}
+    return {name: {"norm": norm} for name, norm in norms.items()}
+
+
+def answering(answer):
+    """Returns a stand-in of `workers`, all of which give this answer."""
+
+    @contextlib.contextmanager
+    def workers(names, *_, **__):
+        yield {name: types.SimpleNamespace(ask=lambda **_: answer) for name in names}
+
+    return workers
 
 
 def stored(**fields):
@@ -60,7 +73,7 @@ def stored(**fields):
             "torch compiled NCHW": {"failed": "RuntimeError: no compiler"},
             "keras": {"left_out": "not installed (No module named 'keras')"},
         },
-        "agreement": {"naive": {"loss": {"norm": 1e-7}, "gradient": {"norm": 2e-5}}},
+        "agreement": {"naive": groups(1e-7, 2e-5)},
         "machine": MACHINE,
         **fields,
     }
@@ -145,6 +158,8 @@ def test_agreement():
     assert found["loss"]["worst"] == pytest.approx(0.5 / 4.5)
     with pytest.raises(KeyError, match="gradient/b"):
         benchmark_rounds.agreement({"loss": ours["loss"]}, ours)
+    with pytest.raises(KeyError, match="loss has 3 and 1 values"):
+        benchmark_rounds.agreement({"loss": np.zeros(3)}, {"loss": np.zeros(1)})
 
 
 def test_layers_are_those_of_the_papers():
@@ -204,6 +219,8 @@ def test_layers_row():
     )
     text = benchmark_report.render([cell])
     assert "difference between a contender's result and ours, norm over norm, is 3e-07." in text
+    wrong = {**cell, "agreement": {"nn.Conv": {"result": {"norm": float("nan")}}}}
+    assert "is **nan: not equal**." in benchmark_report.render([cell, wrong])
     heading, _, row = text.splitlines()[-3:]
     assert heading == "| layer | ours | nn.Conv | floor | ours, of the floor |"
     # 8,047,616 bytes at 10 GB/s.
@@ -211,20 +228,25 @@ def test_layers_row():
 
 
 def test_table_says_what_is_missing_or_wrong():
+    nan = float("nan")
     for agreement, shown in (
-        ({"loss": float("nan"), "gradient": 0.1}, "1e-01 / nan"),
-        ({"loss": 1e-7, "gradient": 0.1}, "1e-01 / 1e-07"),
-        ({"loss": 1e-7, "batch_stats": float("nan"), "gradient": 1e-5}, "1e-05 / nan"),
-        ({"logits": 1e-3}, "1e-03"),
+        (groups(nan, 0.1), "1e-01 / nan"),
+        (groups(1e-7, 0.1), "1e-01 / 1e-07"),
+        (groups(1e-7, 1e-5) | {"batch_stats": {"norm": nan}}, "1e-05 / nan"),
+        ({"loss": {"norm": 0.0}, "batch_stats": {"norm": 0.0}}, "nan / 0e+00"),
+        ({"gradient": {"norm": 0.0}}, "0e+00 / nan"),
+        ({}, "nan / nan"),
     ):
-        naive_agreement = {"naive": {name: {"norm": n} for name, n in agreement.items()}}
-        text = benchmark_report.render([stored(agreement=naive_agreement)])
-        assert f"**{shown}: not equal**" in text
+        text = benchmark_report.render([stored(agreement={"naive": agreement})])
+        assert f"| **{shown}: not equal** |" in text
+    inference = CELL._replace(task="inference")._asdict()
+    text = benchmark_report.render([stored(cell=inference, agreement={"naive": groups(1e-3)})])
+    assert "| **1e-03: not equal** |" in text
     for float64, shown in (
-        ({"loss": {"norm": 0.0}, "gradient": {"norm": 3e-13}}, "| 2e-05 / 1e-07; 3e-13 |"),
-        ({"loss": {"norm": 0.0}, "gradient": {"norm": 2e-10}}, "; 2e-10: not equal** |"),
-        ({"loss": {"norm": float("nan")}}, "; nan: not equal** |"),
-        ({"failed": "ours: no memory"}, "| **not compared: ours: no memory** |"),
+        (groups(0.0, 3e-13), "| 2e-05 / 1e-07; 3e-13 |"),
+        (groups(0.0, 2e-10), "; 2e-10: not equal** |"),
+        ({"loss": {"norm": 0.0}}, "; nan: not equal** |"),
+        ({"failed": "ours: no | memory"}, "| **not compared: ours: no / memory** |"),
     ):
         text = benchmark_report.render([stored(twin={"float64": float64})])
         assert text.splitlines()[-1].endswith(shown)
@@ -308,44 +330,68 @@ def test_other_files_are_not_overwritten(tmp_path):
 
 
 def test_table_compares_what_was_not_timed():
-    later = {"date": "2026-11-26T10:00:00+00:00", "processor": "Another CPU, 4 cores"}
+    later = {
+        "date": "2026-11-26T10:00:00+00:00",
+        "processor": "Another CPU, 4 cores",
+        "versions": {"jax": "0.11.0", "flax": "0.13.0"},
+    }
     inference = CELL._replace(task="inference")._asdict()
-    row = stored(
-        cell=inference, agreement={}, twin={"float32": {"logits": {"norm": 2e-6}}}, compared=later
-    )
+    row = stored(cell=inference, agreement={}, twin={"float32": groups(2e-6)}, compared=later)
     text = benchmark_report.render([row])
     assert text.splitlines()[-1].endswith("| 2e-06 |")
     assert (
-        "on 2026-11-26 on Another CPU, 4 cores: inference, 224 px, batch 16, float32, 2 threads."
+        "later (2026-11-26, Another CPU, 4 cores, jax 0.11.0, flax 0.13.0): V2 inference, 224 px, "
+        "batch 16, float32, 2 threads."
     ) in text
-    # As far from the twin in float32 as the twin in bfloat16 is, or twice as far.
-    half = CELL._replace(dtype="bfloat16")._asdict()
-    for ours, end in (
-        (0.3, "3e-01 (2e-01) / 4e-03 (4e-03) |"),
-        (0.5, "/ 4e-03 (4e-03): not equal** |"),
-    ):
-        groups = {
-            name: {"gradient": {"norm": gradient}, "loss": {"norm": 4e-3}}
-            for name, gradient in (("ours", ours), ("naive", 0.2))
-        }
-        text = benchmark_report.render([stored(cell=half, agreement={}, twin={"bfloat16": groups})])
-        assert text.splitlines()[-1].endswith(end)
     assert benchmark_report.render([stored(agreement={})]).splitlines()[-1].endswith("| – |")
 
 
-def test_comparisons():
-    cells = (CELL, CELL._replace(task="inference"), CELL._replace(dtype="bfloat16"))
-    assert [benchmark.comparisons(cell) for cell in cells] == [
-        ["float32", "float64"],
-        ["float32"],
-        ["bfloat16"],
-    ]
+@pytest.mark.parametrize(
+    ("ours", "naive", "end"),
+    [
+        (0.3, 0.2, "| 3e-01 (2e-01) / 4e-03 (4e-03) |"),  # less than twice as far
+        (0.5, 0.2, "| **5e-01 (2e-01) / 4e-03 (4e-03): not equal** |"),
+        (1.0, 0.6, ": not equal** |"),  # as far as no gradient at all
+        (float("nan"), 0.2, ": not equal** |"),
+        (0.2, float("nan"), ": not equal** |"),
+    ],
+)
+def test_bfloat16_is_as_far_from_float32_as_the_twin(ours, naive, end):
+    row = stored(
+        cell=CELL._replace(dtype="bfloat16")._asdict(),
+        agreement={"naive": groups(1.0, 1.0)},
+        twin={"bfloat16": {"ours": groups(4e-3, ours), "naive": groups(4e-3, naive)}},
+    )
+    assert benchmark_report.render([row]).splitlines()[-1].endswith(end)
 
 
-def test_first_steps_say_which_did_not_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark_rounds, "workers", broken_workers)
-    found = benchmark_rounds.twin_in("float32", CELL, tmp_path / "log")
+def test_what_a_row_lacks():
+    def lacking(row, retry=False, **fields):
+        return benchmark.lacking({"agreement": {}, **row}, CELL._replace(**fields), retry)
+
+    assert lacking({}) == ["float32", "float64"]
+    assert lacking({"agreement": {"naive": {}}}) == ["float64"]
+    assert lacking({}, task="inference") == ["float32"]
+    assert lacking({}, dtype="bfloat16") == lacking({}, dtype="bfloat16", task="inference")
+    assert lacking({}, dtype="bfloat16") == ["bfloat16"]
+    failed = {"twin": {"float32": {}, "float64": {"failed": "no memory"}}}
+    assert lacking(failed) == []
+    assert lacking(failed, retry=True) == ["float64"]
+
+
+def test_float64_stands_for_small_steps_as_they_are():
+    small = CELL._replace(resolution=32, batch=64)
+    assert benchmark_rounds.exactly(small) == small._replace(batch=32, dtype="float64")
+    assert benchmark_rounds.exactly(CELL) == CELL._replace(resolution=96, dtype="float64")
+
+
+def test_a_comparison_that_fails_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark_rounds, "workers", answering({"failed": "no memory"}))
+    found = benchmark_rounds.twin_in("float32", CELL, "cpu", tmp_path / "log")
     assert found == {"failed": "ours: {'failed': 'no memory'}"}
+    monkeypatch.setattr(benchmark_rounds, "workers", answering({"device": "cpu"}))
+    found = benchmark_rounds.twin_in("float32", CELL, "NVIDIA H100", tmp_path / "log")
+    assert found == {"failed": "ours: on cpu, but timed on NVIDIA H100"}
 
 
 @pytest.mark.slow
@@ -407,8 +453,8 @@ def test_layers_are_measured_and_stored(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_twin_is_exact_in_float64(tmp_path):
-    cell = peers.Cell("training", "v3_small", 16, 224, "float32", 1)
-    found = benchmark_rounds.twin_in("float64", cell, tmp_path / "log")
+    cell = peers.Cell("training", "v3_small", 16, 32, "float32", 1)
+    found = benchmark_rounds.twin_in("float64", cell, "cpu", tmp_path / "log")
     assert found.keys() == {"loss", "gradient", "batch_stats"}
     assert all(group["norm"] < 1e-12 for group in found.values())
 

@@ -133,7 +133,6 @@ def test_a_start_is_a_row():
 
 def test_the_document_is_rendered_from_the_stored_results():
     assert list(step_profile.RESULTS.glob("*.json"))
-    assert list(step_profile.STARTS.glob("*.json"))
     assert step_profile.document() == Path("docs/profile.md").read_text(encoding="utf-8")
 
 
