@@ -78,9 +78,9 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   library, and what follows (bias, activation, addition) is fused with the padding and the depthwise
   convolution behind it, not with the product. And the depthwise convolution, those included, takes
   a third of the step: a single one takes about four times as long as PyTorch's (docs/benchmarks.md,
-  layers). We have found no way to reach PyTorch's time with XLA's CPU code, and do not know the limit.
-  Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of XLA's own
-  library fusion, and the batch in chunks that fit the cache.
+  layers). We have found no way to reach PyTorch's time with XLA's CPU code, and do not know the
+  limit. Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of
+  XLA's own library fusion, and the batch in chunks that fit the cache.
 - **Inference at batch 1**, with two threads: the operations are so short that sharing them out
   costs what it gains (docs/benchmarks.md: V3 is no faster than with one thread, where we are ahead
   of PyTorch but for V1). Not tried: fewer, larger fusions.

@@ -3,6 +3,7 @@
 Owns the state's fields and its first value. Knows nothing of how it is updated or stored.
 """
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -51,6 +52,19 @@ def replica(tree: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
+# Traced once for each network and resolution, whoever asks for values or for shapes alone.
+@functools.partial(jax.jit, static_argnames=("model", "resolution"), inline=True)
+def initial_variables(model: MobileNet, resolution: int, key: jax.Array) -> dict[str, Any]:
+    """Returns the network's params and batch_stats before training.
+
+    Args:
+        model: the network.
+        resolution: side of the images in pixels.
+        key: for the initial weights.
+    """
+    return model.init(key, jnp.zeros((1, resolution, resolution, 3), jnp.float32))
+
+
 def init_state(
     model: MobileNet,
     optimizer: optax.GradientTransformation,
@@ -67,7 +81,7 @@ def init_state(
         key: for the initial weights.
         freeze: see `optim.trained`.
     """
-    variables = model.init(key, jnp.zeros((1, resolution, resolution, 3), jnp.float32))
+    variables = initial_variables(model, resolution, key)
     params, batch_stats = variables["params"], variables["batch_stats"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -36,7 +36,7 @@ from mobilenets_jax.optim import (
     make_optimizer,
     trained,
 )
-from mobilenets_jax.state import REPLICA_AXES, TrainState, init_state
+from mobilenets_jax.state import REPLICA_AXES, TrainState, init_state, initial_variables
 
 Batch = dict[str, Any]
 
@@ -153,9 +153,8 @@ def build(config: ConfigDict) -> Experiment:
     schedule = learning_rate_schedule(
         config.schedule, steps_per_epoch, total_steps, replicas[0].learning_rate
     )
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, resolution, resolution, 3)))
-    )
+    init = functools.partial(initial_variables, model, resolution)
+    shapes = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
     return Experiment(
         config=config,
         dataset=dataset,
