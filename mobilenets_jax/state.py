@@ -62,7 +62,8 @@ def initial_variables(model: MobileNet, resolution: int, key: jax.Array) -> dict
         resolution: side of the images in pixels.
         key: for the initial weights.
     """
-    return model.init(key, jnp.zeros((1, resolution, resolution, 3), jnp.float32))
+    variables: Any = model.init(key, jnp.zeros((1, resolution, resolution, 3), jnp.float32))
+    return variables
 
 
 def init_state(

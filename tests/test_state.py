@@ -16,7 +16,7 @@ def make(seed=0, resolution=32):
 
 def test_a_new_state_is_the_models_at_step_0():
     model, optimizer, state = make()
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert state.step.dtype == jnp.int32
     assert int(state.step) == 0
     tiny.assert_same_bits(tiny.named(state.params), tiny.named(variables["params"]))
