@@ -92,9 +92,9 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   gradient, a hard-swish by clipping, accumulators by rows.
 - **In blocks with squeeze-and-excite and ReLU** (V3), XLA computes the depthwise convolution twice,
   once for the mean and once for the product with the gate (tests/test_fusion.py counts them).
-- **A second start takes longer than the 5 s that were wished** (the last table; on the faster of the
-  two processors 6.4 to 6.6 s were seen in single sessions before tracing was made shorter, and not
-  stored since). Only compilation is cached: what is left is Python, above all imports and tracing
+- **A second start takes longer than the 5 s that were wished** (the last table; on the faster one
+  of the processors 6.4 to 6.6 s were seen in single sessions before tracing was made shorter, not
+  since). Only compilation is cached: what is left is Python, above all imports and tracing
   the step. Done: blocks of one shape are traced once, and so are the initial weights. Tried: both
   compilations at a time in two threads (0.1 s gained: Python's lock), and keeping programs of under
   a second of compilation, too (nothing).
