@@ -92,7 +92,8 @@ class Comparison(NamedTuple):
         b: another run's name.
         paper: the paper's difference in percentage points; None if it states none.
         source: of the paper's difference, or of the question.
-        metric: "test_accuracy_ema", "latency_seconds" or "train_images_per_second".
+        metric: "test_accuracy_ema" or "latency_seconds".
+        sign: of the paper's a − b where it states no such number: 1, −1, or 0 for no difference.
     """
 
     claim: str
@@ -101,6 +102,7 @@ class Comparison(NamedTuple):
     paper: float | None
     source: str
     metric: str = "test_accuracy_ema"
+    sign: int | None = None
 
 
 class PaperPoint(NamedTuple):
@@ -191,9 +193,10 @@ def compare(
     source: str,
     paper: float | None = None,
     metric: str = "test_accuracy_ema",
+    sign: int | None = None,
 ) -> Comparison:
     """Returns the comparison of two runs."""
-    return Comparison(claim, a.name, b.name, paper, source, metric)
+    return Comparison(claim, a.name, b.name, paper, source, metric, sign)
 
 
 def neighbours(
@@ -211,7 +214,8 @@ def neighbours(
     for a, b in itertools.pairwise(runs):
         mine, its = ({key: run.factors[key] for key in keys} for run in (a, b))
         claim = f"{factor} = {a.factors[factor]} is better than {b.factors[factor]}"
-        found.append(compare(claim, a, b, paper[0].source, difference(paper, mine, its)))
+        source, stated = _stated(paper, mine, its) or (paper[0].source, None)
+        found.append(compare(claim, a, b, source, stated))
     return found
 
 
@@ -375,14 +379,22 @@ def difference(points: Iterable[PaperPoint], a: dict[str, Any], b: dict[str, Any
     Returns:
         The difference of the accuracies, or None if no table has both.
     """
+    stated = _stated(points, a, b)
+    return stated and stated[1]
+
+
+def _stated(
+    points: Iterable[PaperPoint], a: dict[str, Any], b: dict[str, Any]
+) -> tuple[str, float] | None:
+    """Returns the difference with its source."""
     found: dict[str, dict[str, float]] = {}
     for point in points:
         for key, factors in (("a", a), ("b", b)):
             if point.accuracy is not None and factors.items() <= point.factors.items():
                 found.setdefault(point.source, {}).setdefault(key, point.accuracy)
-    for both in found.values():
+    for source, both in found.items():
         if len(both) == 2:
-            return round(100 * (both["a"] - both["b"]), 3)
+            return source, round(100 * (both["a"] - both["b"]), 3)
     return None
 
 

@@ -35,7 +35,8 @@ def runs(scale: str) -> list[Run]:
 def comparisons(scale: str) -> list[Comparison]:
     """Inverted against both."""
     inverted, as_wide, at_cost = runs(scale)
+    claim = "Inverted is better than classical of the same"
     return [
-        compare("Inverted is better than classical of the same width", inverted, as_wide, SOURCE),
-        compare("Inverted is better than classical of the same MACs", inverted, at_cost, SOURCE),
+        compare(f"{claim} {same}", inverted, other, SOURCE, sign=1)
+        for same, other in (("width", as_wide), ("MACs", at_cost))
     ]

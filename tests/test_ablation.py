@@ -125,6 +125,18 @@ def test_difference_is_of_one_table():
     assert ablation.difference(points[:1], none, bottleneck) is None
 
 
+def test_neighbours_credit_the_table_of_their_difference():
+    runs = [ablation.network("small", V2, beta=beta) for beta in (1.0, 0.714, 0.571)]
+    points = [
+        PaperPoint({"alpha": 0.5, "beta": 1.0}, 0.7, None, None, "one"),
+        PaperPoint({"alpha": 0.5, "beta": 1.0}, 0.71, None, None, "two"),
+        PaperPoint({"alpha": 0.5, "beta": 0.714}, 0.69, None, None, "two"),
+    ]
+    first, second = ablation.neighbours("beta", runs, points, ("alpha", "beta"))
+    assert (first.paper, first.source) == (2.0, "two")
+    assert (second.paper, second.source) == (None, "one")
+
+
 def test_points_are_as_printed_or_say_that_they_are_counted():
     printed, counted = (
         ablation.points("v1", name, model="mobilenet_v1") for name in ("table6", "fig4")

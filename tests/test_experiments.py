@@ -73,6 +73,34 @@ def test_every_experiment_states_the_papers_difference_where_there_is_one(name):
     assert all(abs(paper) < 25 for paper in stated)
 
 
+def test_what_papers_say_in_words_has_a_sign():
+    inverted = MODULES["v2_inverted_vs_residual"].comparisons("full")
+    assert [c.sign for c in inverted] == [1, 1]
+    signs = {c.claim: c.sign for c in MODULES["v2_expansion"].comparisons("full")}
+    assert signs["Expansion 6 is better than 4, at the same MACs"] == 1
+    assert signs["Expansion 6 is better than 1, at the same width"] == 1
+    assert signs["Expansion 6 is as good as 8, at the same MACs"] == 0
+    assert signs["Expansion 6 against 8, at the same width"] is None
+    claims = MODULES["v3_components"].CLAIMS
+    assert claims["no_se"][2] == 1
+    # An equality is claimed in words, or by equal numbers.
+    stated = {c.claim: c.paper for c in MODULES["v3_components"].comparisons("full")}
+    for claim, _, sign in claims.values():
+        equal = "as good as" in claim
+        assert (sign == 0 or stated[claim] == 0) == equal
+        assert sign is None or stated[claim] is None
+
+
+@pytest.mark.parametrize("table", ["table5", "fig9"])
+def test_signs_of_times_are_those_of_the_papers_table(table):
+    content = ablation.table("v3", table)
+    times = {row["factors"]["variant"]: row["pixel1_ms"] for row in content["rows"]}
+    own = times.pop("paper")
+    for variant, time in times.items():
+        sign = 1 if own > time else -1
+        assert MODULES["v3_components"].TIMES[variant] == (sign, content["source"])
+
+
 def test_budgets():
     smoke = [run for name in TRAINED for run in MODULES[name].runs("smoke")]
     assert len(smoke) <= 60
