@@ -401,21 +401,28 @@ def symbol(name: str) -> str:
     return {"alpha": "α", "beta": "β", "expansion": "t"}.get(name, name.replace("_", " "))
 
 
+def groups(runs: Sequence[Record], shown: Axes) -> dict[str, int]:
+    """Returns the groups of all runs, numbered.
+
+    Also of runs without a result, so that a group keeps its colour when they come.
+    """
+    names = dict.fromkeys(group_of(run["factors"], shown) for run in runs)
+    return {name: number for number, name in enumerate(names)}
+
+
 def lines(runs: Sequence[Record], shown: Axes) -> list[Line]:
     """Returns the runs that have a result as lines, in the order of the sweep."""
-    groups: dict[str, int] = {}
+    numbers = groups(runs, shown)
     found: dict[tuple[str, Any], list[Record]] = {}
     for run in runs:
         group = group_of(run["factors"], shown)
-        # Also of runs without a result, so that a group keeps its colour when they come.
-        groups.setdefault(group, len(groups))
         if accuracy(run) and run["macs"] is not None:
             marker = run["factors"].get(shown.marker) if shown.marker else None
             # A line of β joins its markers.
             key = (group, None if shown.line == shown.marker else marker)
             found.setdefault(key, []).append(run)
     return [
-        Line(group, groups[group], tuple(sorted(members, key=lambda run: run["macs"])))
+        Line(group, numbers[group], tuple(sorted(members, key=lambda run: run["macs"])))
         for (group, _), members in found.items()
     ]
 
@@ -439,7 +446,12 @@ def paper_group(point: "ablation.PaperPoint", runs: Sequence[Record], shown: Axe
     return group_of(point.factors, shown)
 
 
-def paper_line(point: "ablation.PaperPoint", runs: Sequence[Record], shown: Axes) -> Any:
-    """Returns what the points on one line have in common, its group first."""
-    marker = None if shown.marker in (None, shown.line) else point.factors.get(shown.marker)
-    return paper_group(point, runs, shown), marker
+def paper_lines(
+    points: Sequence["ablation.PaperPoint"], runs: Sequence[Record], shown: Axes
+) -> dict[tuple[str, Any], list["ablation.PaperPoint"]]:
+    """Returns the points on each line, by cost; its group and marker are its key."""
+    found: dict[tuple[str, Any], list[ablation.PaperPoint]] = {}
+    for point in sorted(points, key=lambda point: point.macs or point.params or 0):
+        marker = None if shown.marker in (None, shown.line) else point.factors.get(shown.marker)
+        found.setdefault((paper_group(point, runs, shown), marker), []).append(point)
+    return found

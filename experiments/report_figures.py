@@ -16,6 +16,7 @@ from experiments.report_data import Judgement, Record
 Figure = dict[str, Any]
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
+_FILLS = ("", "-open", "-dot", "-open-dot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "pentagon")
 _GREY = "#808080"
 _MOST_POINTS = 300  # of a training curve; more cannot be seen
@@ -83,6 +84,7 @@ def tradeoff(record: Record, paper: Sequence["ablation.PaperPoint"]) -> Figure:
     shown = report_data.axes(runs)
     lines = report_data.lines(runs, shown)
     markers = report_plots.marker_values(runs, shown.marker)
+    groups = report_data.groups(runs, shown)
     # A trace's x for each cost; the button exchanges them.
     traces: list[Figure] = []
     costs: list[dict[str, list[Any]]] = []
@@ -92,7 +94,7 @@ def tradeoff(record: Record, paper: Sequence["ablation.PaperPoint"]) -> Figure:
     for line in lines:
         members = line.runs
         found = [one for run in members if (one := report_data.accuracy(run))]
-        colour, dash = _style(line.colour)
+        colour, cycle = report_plots.look(line.colour)
         traces.append(
             {
                 "type": "scatter",
@@ -102,12 +104,8 @@ def tradeoff(record: Record, paper: Sequence["ablation.PaperPoint"]) -> Figure:
                 "showlegend": line.group not in named,
                 "y": [one.mean for one in found],
                 "error_y": {**_bars(found), "color": colour, "thickness": 1.2, "width": 4},
-                "line": {"color": colour, "dash": dash, "width": 1.6},
-                "marker": {
-                    "color": colour,
-                    "size": 9,
-                    "symbol": [_symbol(run["factors"], shown, markers) for run in members],
-                },
+                "line": {"color": colour, "dash": _DASHES[cycle], "width": 1.6},
+                "marker": _marker(line.colour, [run["factors"] for run in members], shown, markers),
                 "text": [_hover(run, one) for run, one in zip(members, found, strict=True)],
                 "hovertemplate": "%{text}<extra></extra>",
             }
@@ -144,20 +142,16 @@ def tradeoff(record: Record, paper: Sequence["ablation.PaperPoint"]) -> Figure:
                     "mode": "markers",
                     "name": f"{_text(report_data.symbol(shown.marker))} = {_text(value)}",
                     "y": [None],
-                    "marker": {
-                        "color": _GREY,
-                        "size": 9,
-                        "symbol": _symbol({shown.marker: value}, shown, markers),
-                    },
+                    "marker": _marker(None, [{shown.marker: value}], shown, markers),
                     "hoverinfo": "skip",
                 }
             )
             costs.append({cost: [None] for cost in report_plots.COSTS})
     points = report_plots.drawable(paper)
-    groups = {line.group: line.colour for line in lines}
-    for trace, by_cost in _paper_traces(points, runs, shown, groups, markers):
-        traces.append(trace)
-        costs.append(by_cost)
+    for (group, _), papers in report_data.paper_lines(points, runs, shown).items():
+        traces.append(_paper(group, papers, shown, groups, markers, group not in named))
+        costs.append({c: [getattr(p, c) for p in papers] for c in report_plots.COSTS})
+        named.add(group)
     for trace, by_cost in zip(traces, costs, strict=True):
         trace["x"] = by_cost["macs"]
     data = " and ".join(map(str, record["settings"].get("data set", ["?"])))
@@ -218,7 +212,7 @@ def _buttons(
 
 
 def _scale(traces: list[Figure], costs: list[dict[str, list[Any]]], axis: str, cost: str) -> Figure:
-    """Returns an axis' type, range and ticks: linear where all costs are about the same."""
+    """Returns an axis' type, range and ticks."""
     values = [
         value
         for trace, by_cost in zip(traces, costs, strict=True)
@@ -226,56 +220,42 @@ def _scale(traces: list[Figure], costs: list[dict[str, list[Any]]], axis: str, c
         for value in by_cost[cost]
         if value
     ]
-    low, high = min(values, default=1), max(values, default=1)
-    if high <= 2 * low:
-        margin = max(0.06 * (high - low), 0.02 * high)
-        return {"type": "linear", "range": [low - margin, high + margin], "dtick": None}
-    margin = 0.06 * math.log10(high / low)
-    ends = [math.log10(low) - margin, math.log10(high) + margin]
-    return {"type": "log", "range": ends, "dtick": "D2"}  # ticks at 1, 2 and 5
+    low, high, logarithmic = report_plots.cost_range(values)
+    if not logarithmic:
+        return {"type": "linear", "range": [low, high], "dtick": None}
+    # Ticks at 1, 2 and 5.
+    return {"type": "log", "range": [math.log10(low), math.log10(high)], "dtick": "D2"}
 
 
-def _paper_traces(
-    points: Sequence["ablation.PaperPoint"],
-    runs: Sequence[Record],
+def _paper(
+    group: str,
+    members: Sequence[Any],
     shown: report_data.Axes,
     groups: dict[str, int],
     markers: list[Any],
-) -> list[tuple[Figure, dict[str, list[Any]]]]:
-    """Returns the paper's points as traces of the right panel, each with its x for each cost."""
-    by_line: dict[tuple[str, Any], list[Any]] = {}
-    for point in points:
-        by_line.setdefault(report_data.paper_line(point, runs, shown), []).append(point)
-    found = []
-    for (group, _), members in by_line.items():
-        colour, dash = _style(groups[group]) if group in groups else (_GREY, "solid")
-        members.sort(key=lambda point: point.macs or point.params or 0)
-        trace = {
-            "type": "scatter",
-            "mode": "lines+markers" if shown.line and len(members) > 1 else "markers",
-            "name": f"{_text(group)}, the paper's".removeprefix(", "),
-            "legendgroup": _text(group),
-            "showlegend": False,
-            "xaxis": "x2",
-            "yaxis": "y2",
-            "y": [100 * point.accuracy for point in members],
-            "line": {"color": colour, "dash": dash, "width": 1.2},
-            "marker": {
-                "color": colour,
-                "size": 10,
-                "symbol": [f"{_symbol(p.factors, shown, markers)}-open" for p in members],
-                "line": {"width": 2},
-            },
-            "text": [
-                f"{_text(_factors(p.factors))}<br>{100 * p.accuracy:.1f} %<br>"
-                f"MACs {_count(p.macs)}, parameters {_count(p.params)}<br>{_text(p.source)}"
-                for p in members
-            ],
-            "hovertemplate": "%{text}<extra></extra>",
-        }
-        costs = {c: [getattr(p, c) for p in members] for c in report_plots.COSTS}
-        found.append((trace, costs))
-    return found
+    first: bool,
+) -> Figure:
+    """Returns a line of the paper's points as a trace of the right panel, without its x."""
+    number = groups.get(group)
+    colour, cycle = (_GREY, 0) if number is None else report_plots.look(number)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if shown.line and len(members) > 1 else "markers",
+        "name": f"{_text(group)}, the paper's".removeprefix(", "),
+        "legendgroup": _text(group),
+        "showlegend": first and bool(group),
+        "xaxis": "x2",
+        "yaxis": "y2",
+        "y": [100 * point.accuracy for point in members],
+        "line": {"color": colour, "dash": _DASHES[cycle], "width": 1.2},
+        "marker": _marker(number, [point.factors for point in members], shown, markers),
+        "text": [
+            f"{_text(_factors(p.factors))}<br>{100 * p.accuracy:.1f} %<br>"
+            f"MACs {_count(p.macs)}, parameters {_count(p.params)}<br>{_text(p.source)}"
+            for p in members
+        ],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
 
 
 def curves(record: Record, found: dict[str, Any]) -> Figure:
@@ -285,7 +265,7 @@ def curves(record: Record, found: dict[str, Any]) -> Figure:
     named: set[str] = set()
     for run in record["runs"]:
         group = report_plots.curve_group(record, run)
-        colour, dash = _style(groups[group])
+        colour, cycle = report_plots.look(groups[group])
         for split, scale, number in (("train", 1, ""), ("test_ema", 100, "2")):
             points = found.get(run["name"], {}).get(split, [])
             if not points:
@@ -303,7 +283,8 @@ def curves(record: Record, found: dict[str, Any]) -> Figure:
                     "yaxis": f"y{number}",
                     "x": [epoch for epoch, _ in points],
                     "y": [scale * value for _, value in points],
-                    "line": {"color": colour, "dash": dash, "width": 1.6},
+                    "line": {"color": colour, "dash": _DASHES[cycle], "width": 1.6},
+                    "marker": {"symbol": f"circle{_FILLS[cycle]}"},
                     "hovertemplate": f"{_text(run['name'])}<br>epoch %{{x}}: %{{y:.4g}}"
                     "<extra></extra>",
                 }
@@ -354,14 +335,25 @@ def _factors(factors: dict[str, Any]) -> str:
     return ", ".join(filter(None, names))
 
 
-def _symbol(factors: dict[str, Any], shown: report_data.Axes, markers: list[Any]) -> str:
-    value = factors.get(shown.marker) if shown.marker else None
-    return _SYMBOLS[markers.index(value) % len(_SYMBOLS)] if value in markers else "star"
-
-
-def _style(number: int) -> tuple[str, str]:
-    count = len(report_plots.COLOURS)
-    return report_plots.COLOURS[number % count], _DASHES[number // count % len(_DASHES)]
+def _marker(
+    number: int | None,
+    factors: Sequence[dict[Any, Any]],
+    shown: report_data.Axes,
+    markers: list[Any],
+) -> Figure:
+    """Returns the markers of a group's points, of which these are the factors."""
+    colour, cycle = (_GREY, 0) if number is None else report_plots.look(number)
+    values = [one.get(shown.marker) if shown.marker else None for one in factors]
+    shapes = [
+        _SYMBOLS[markers.index(value) % len(_SYMBOLS)] if value in markers else "star"
+        for value in values
+    ]
+    return {
+        "color": colour,
+        "size": 9,
+        "symbol": [f"{shape}{_FILLS[cycle]}" for shape in shapes],
+        "line": {"width": 1.5 * (cycle > 0), "color": "#ffffff"},  # of dots; open ones have none
+    }
 
 
 def _text(value: Any) -> str:

@@ -1,8 +1,8 @@
 """The report's pictures as PNGs: differences, accuracy against cost, training curves.
 
 Owns their looks in print; report_figures.py draws the same for the page. Must not compute a
-statistic. Colours are Okabe and Ito's, which colour-blind readers can tell apart; what they show
-is told by dashes, too, and β by the shape of markers.
+statistic. Colours are Okabe and Ito's, which colour-blind readers can tell apart; where groups are
+more than colours, dashes and the filling of markers tell them apart, and their shape tells β.
 """
 
 import math
@@ -18,12 +18,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from experiments import ablation, report_data
 from experiments.report_data import Judgement, Record
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 COSTS = {"macs": "MACs", "params": "parameters"}
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+_FILLS: tuple[dict[str, Any], ...] = (
+    {},
+    {"markerfacecolor": "white"},
+    {"fillstyle": "left", "markerfacecoloralt": "white"},
+    {"fillstyle": "bottom", "markerfacecoloralt": "white"},
+)
 _MARKERS = "osD^vPXp"
 _TEXT, _GREY, _RULE = "#333333", "#808080", "#e5e5e5"
-MOST_NAMED = 16  # Groups from which on a legend would be larger than the plot.
+MOST_NAMED = 16  # curves of runs, each with a name of its own
+LOOKS = len(COLOURS) * len(_FILLS)
 
 
 def differences(judgements: Sequence[Judgement]) -> Figure | None:
@@ -92,27 +99,35 @@ def tradeoff(record: Record, paper: Sequence["ablation.PaperPoint"]) -> Figure |
     figure = Figure(figsize=(11, 4.3 * rows + 0.3), dpi=110, layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False, sharey="row")
     markers = marker_values(runs, shown.marker)
-    groups = {line.group: line.colour for line in lines}
+    groups = report_data.groups(runs, shown)
+    drawn = [run for line in lines for run in line.runs]
     for axes, cost in zip(panels[0], COSTS, strict=True):
-        front, x = report_data.front(runs, cost), beside([r for li in lines for r in li.runs], cost)
+        front, x = report_data.front(runs, cost), beside(drawn, cost)
         for line in lines:
             _line(axes, line, x, shown, markers, front)
         data = " and ".join(map(str, record["settings"].get("data set", ["?"])))
-        _cost_axis(axes, cost, [run[cost] for line in lines for run in line.runs])
+        _cost_axis(axes, cost, [run[cost] for run in drawn])
         axes.set_title(f"ours, {data}", fontsize=10, color=_TEXT, parse_math=False)
     panels[0][0].set_ylabel("test accuracy, averaged weights (%)", color=_TEXT)
+    papers = report_data.paper_lines(points, runs, shown)
     if points:
         for axes, cost in zip(panels[1], COSTS, strict=True):
-            _paper(axes, points, cost, runs, shown, groups, markers)
+            _paper(axes, papers, cost, shown, groups, markers)
         panels[1][0].set_ylabel("top-1 accuracy (%)", color=_TEXT)
     values = {point.factors.get(shown.marker) for point in points} if shown.marker else set()
-    _legend(figure, groups, shown, markers, bool(values - set(markers)))
+    there = {line.group for line in lines} | {group for group, _ in papers}
+    named = {group: number for group, number in groups.items() if group in there}
+    _legend(figure, named, shown, markers, bool(values - set(markers)))
     return figure
 
 
 def drawable(paper: Sequence["ablation.PaperPoint"]) -> list[Any]:
-    """Returns the paper's points that have an accuracy and a cost."""
-    return [p for p in paper if p.accuracy is not None and (p.macs or p.params)]
+    """Returns the paper's points that have an accuracy and a cost, each network once."""
+    found: dict[Any, Any] = {}
+    for point in paper:
+        if point.accuracy is not None and (point.macs or point.params):
+            found.setdefault(tuple(sorted(point.factors.items())), point)
+    return list(found.values())
 
 
 def beside(runs: Sequence[Record], cost: str) -> dict[str, float]:
@@ -125,8 +140,10 @@ def beside(runs: Sequence[Record], cost: str) -> dict[str, float]:
     found = {}
     for run in runs:
         same = [other["name"] for other in runs if other[cost] == run[cost]]
-        place = same.index(run["name"]) - (len(same) - 1) / 2
-        found[run["name"]] = run[cost] * step**place
+        last = len(same) - 1
+        place = same.index(run["name"]) - last / 2
+        # However many they are, they take no more room than three.
+        found[run["name"]] = run[cost] * step ** (place * min(1, 2 / max(1, last)))
     return found
 
 
@@ -146,12 +163,12 @@ def _line(
     markers: list[Any],
     front: set[str],
 ) -> None:
-    colour, dash = style(line.colour)
+    colour, cycle = look(line.colour)
     runs = sorted(line.runs, key=lambda run: x[run["name"]])
     found = [report_data.accuracy(run) for run in runs]
     if len(runs) > 1:
         across, up = [x[run["name"]] for run in runs], [one.mean for one in found if one]
-        axes.plot(across, up, color=colour, linestyle=dash, linewidth=1.4)
+        axes.plot(across, up, color=colour, linestyle=_DASHES[cycle], linewidth=1.4)
     for run, one in zip(runs, found, strict=True):
         assert one is not None
         value = run["factors"].get(shown.marker) if shown.marker else None
@@ -163,6 +180,7 @@ def _line(
             markersize=5.5,
             capsize=3 if one.half else 0,
             elinewidth=1,
+            **_FILLS[cycle],
         )
         if run["name"] in front:
             axes.plot(x[run["name"]], one.mean, "o", color=_TEXT, markersize=12, fillstyle="none")
@@ -170,30 +188,28 @@ def _line(
 
 def _paper(
     axes: Axes,
-    points: Sequence["ablation.PaperPoint"],
+    papers: dict[tuple[str, Any], list[Any]],
     cost: str,
-    runs: Sequence[Record],
     shown: report_data.Axes,
     groups: dict[str, int],
     markers: list[Any],
 ) -> None:
-    known = [point for point in points if getattr(point, cost)]
-    by_line: dict[tuple[str, Any], list[Any]] = {}
-    for point in known:
-        key = report_data.paper_line(point, runs, shown)
-        by_line.setdefault(key, []).append(point)
-    for (group, _), members in by_line.items():
-        colour, dash = style(groups[group]) if group in groups else (_GREY, "-")
-        members.sort(key=lambda point: getattr(point, cost))
+    costs = []
+    for (group, _), points in papers.items():
+        members = sorted(
+            (point for point in points if getattr(point, cost)), key=lambda p: getattr(p, cost)
+        )
+        colour, cycle = look(groups[group]) if group in groups else (_GREY, 0)
         x, y = [getattr(p, cost) for p in members], [100 * p.accuracy for p in members]
         if shown.line:
-            axes.plot(x, y, color=colour, linestyle=dash, linewidth=1)
+            axes.plot(x, y, color=colour, linestyle=_DASHES[cycle], linewidth=1)
         for across, up, point in zip(x, y, members, strict=True):
             value = point.factors.get(shown.marker) if shown.marker else None
             marker = _MARKERS[markers.index(value) % len(_MARKERS)] if value in markers else "*"
-            axes.plot(across, up, marker=marker, color=colour, markerfacecolor="white")
-    if known:
-        _cost_axis(axes, cost, [getattr(point, cost) for point in known])
+            axes.plot(across, up, marker=marker, color=colour, **_FILLS[cycle])
+        costs += x
+    if costs:
+        _cost_axis(axes, cost, costs)
         axes.set_title("the papers', ImageNet", fontsize=10, color=_TEXT)
     else:
         axes.set_axis_off()
@@ -217,17 +233,18 @@ def curves(record: Record, found: dict[str, Any]) -> Figure | None:
     figure = Figure(figsize=(11, 4.3), dpi=110, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for run in runs:
-        colour, dash = style(groups[curve_group(record, run)])
+        colour, cycle = look(groups[curve_group(record, run)])
         for axes, split, scale in ((loss, "train", 1), (accuracy, "test_ema", 100)):
             points = found.get(run["name"], {}).get(split, [])
             axes.plot(
                 [epoch for epoch, _ in points],
                 [scale * value for _, value in points],
                 color=colour,
-                linestyle=dash,
+                linestyle=_DASHES[cycle],
                 linewidth=1.2,
                 marker="o" if len(points) <= 10 and len(runs) <= MOST_NAMED else None,
                 markersize=4,
+                **_FILLS[cycle],
             )
     loss.set_ylabel("training loss", color=_TEXT)
     accuracy.set_ylabel("test accuracy, averaged weights (%)", color=_TEXT)
@@ -254,18 +271,26 @@ def curve_groups(record: Record) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def style(number: int) -> tuple[str, Any]:
-    """Returns colour and dashes of a group."""
-    return COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
+def look(number: int) -> tuple[str, int]:
+    """Returns a group's colour, and the place of its dashes and of its markers' filling."""
+    return COLOURS[number % len(COLOURS)], number // len(COLOURS) % len(_FILLS)
+
+
+def cost_range(values: Sequence[float]) -> tuple[float, float, bool]:
+    """Returns an axis' ends and whether it is logarithmic: not where costs are about the same."""
+    low, high = min(values, default=1), max(values, default=1)
+    if high <= 2 * low:
+        margin = max(0.06 * (high - low), 0.02 * high)
+        return low - margin, high + margin, False
+    margin = (high / low) ** 0.06
+    return low / margin, high * margin, True
 
 
 def _cost_axis(axes: Axes, cost: str, values: Sequence[int]) -> None:
     axes.set_xlabel(COSTS[cost], color=_TEXT)
-    low, high = min(values), max(values)
-    if high <= 2 * low:
-        margin = max(0.06 * (high - low), 0.02 * high)
-        axes.set_xlim(low - margin, high + margin)
-    else:
+    low, high, logarithmic = cost_range(values)
+    axes.set_xlim(low, high)
+    if logarithmic:
         axes.set_xscale("log")
         # Ticks at 1, 2 and 5, for a span of less than a decade would have one tick otherwise.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -299,10 +324,12 @@ def _legend(
 ) -> None:
     handles = []
     named = [name for name in groups if name]
-    if len(named) <= 2 * MOST_NAMED:
+    if len(groups) <= LOOKS:  # else two would look the same
         for name in named:
-            colour, dash = style(groups[name])
-            handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=name))
+            colour, cycle = look(groups[name])
+            handle = Line2D([], [], color=colour, linestyle=_DASHES[cycle], linewidth=2, label=name)
+            handle.set(marker="o", markersize=6, **_FILLS[cycle])
+            handles.append(handle)
     if shown.marker:
         for i, value in enumerate(markers):
             label = f"{report_data.symbol(shown.marker)} = {value}"

@@ -418,6 +418,76 @@ def test_figures_are_plotlys(module, folder):
     assert trace["error_y"]["array"] == [pytest.approx(2.48414, abs=1e-5)] * 2
 
 
+def looks(figure, axis):
+    """Returns how the markers of each of a picture's traces look."""
+    return [
+        (trace["marker"]["color"], *trace["marker"]["symbol"])
+        for trace in figure["data"]
+        if trace.get("xaxis", "x") == axis and trace["name"] != "Pareto front"
+    ]
+
+
+def test_every_group_has_a_look_of_its_own():
+    names = [f"group {i}" for i in range(report_plots.LOOKS)]
+    runs = [
+        {
+            **fake.planned(name, {"kind": name}, macs=1000 + i),
+            "seed": [0, 1],
+            "test_accuracy_ema": [0.5, 0.51],
+        }
+        for i, name in enumerate(names)
+    ]
+    record = {"runs": runs, "settings": {}}
+    paper = [PaperPoint({"kind": name}, 0.7, 10**6, 10**5, "nobody") for name in names]
+    figure = report_figures.tradeoff(record, paper)
+    ours = looks(figure, "x")
+    assert len(set(ours)) == len(runs) == 24
+    assert looks(figure, "x2") == ours  # the paper's look like ours
+    drawn = report_plots.tradeoff(record, paper)
+    for axes in drawn.axes:
+        markers = [line for line in axes.lines if line.get_marker() == "o"]
+        found = {
+            (line.get_color(), str(line.get_markerfacecolor()), line.get_fillstyle())
+            for line in markers
+            if line.get_markersize() < 10
+        }
+        assert len(found) == len(runs)
+    named = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert named == [*names, "Pareto front"]
+
+
+def test_groups_of_which_the_paper_alone_has_points_have_their_colour():
+    runs = [
+        {
+            **fake.planned(model, {"model": model}),
+            "seed": [0] * (model == "v2"),
+            "test_accuracy_ema": [0.5] * (model == "v2"),
+        }
+        for model in ("v1", "v2")
+    ]
+    record = {"runs": runs, "settings": {}}
+    paper = [PaperPoint({"model": "v1"}, 0.7, 10**6, 10**5, "nobody")]
+    (theirs,) = [
+        trace
+        for trace in report_figures.tradeoff(record, paper)["data"]
+        if trace.get("xaxis") == "x2"
+    ]
+    assert theirs["marker"]["color"] == report_plots.COLOURS[0]
+    assert theirs["showlegend"]
+    legend = report_plots.tradeoff(record, paper).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["v1", "v2", "Pareto front"]
+
+
+def test_a_network_of_two_tables_is_drawn_once():
+    points = [
+        PaperPoint({"alpha": 1.0}, 0.706, 569, 4, "Table 6"),
+        PaperPoint({"alpha": 0.5}, 0.637, 149, 1, "Table 6"),
+        PaperPoint({"alpha": 1.0}, 0.706, 568, 4, "Fig. 4"),
+        PaperPoint({"alpha": 0.25}, 0.506, None, None, "Table 6"),
+    ]
+    assert report_plots.drawable(points) == points[:2]
+
+
 def test_lines_follow_alpha_and_markers_show_beta():
     runs = [
         {
@@ -554,3 +624,10 @@ def test_runs_of_equal_cost_are_drawn_side_by_side():
     assert x["a"] < 10 < x["b"]
     assert x["a"] * x["b"] == pytest.approx(100)
     assert x["c"] == 1000
+    # Many take no more room than three.
+    many = [fake.planned(str(i), macs=10) for i in range(30)]
+    beside = report_plots.beside([*many, runs[-1]], "macs")
+    assert len({beside[run["name"]] for run in many}) == 30
+    three = report_plots.beside([*many[:3], runs[-1]], "macs")
+    assert beside["0"] == pytest.approx(three["0"])
+    assert beside["29"] == pytest.approx(three["2"])
