@@ -62,14 +62,23 @@ class Picture(NamedTuple):
 Block = Heading | Text | Items | Code | Table | Picture
 
 
+# Within a word, as in mobilenet_v2, an underscore says nothing.
+_UNDERSCORE = r"(?<![^\W_])_|_(?![^\W_])"
+
+
 def plain(text: Any) -> str:
     """Returns data such that Markdown, and the page, show it as it is, in one line."""
-    return re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", " ".join(str(text).split()))
+    special = rf"([\\`*\[\]<>|&~]|{_UNDERSCORE})"
+    return re.sub(special, r"\\\1", " ".join(str(text).split()))
 
 
 def prose(text: str) -> str:
-    """Returns words of an experiment's file, whose backquotes and asterisks are meant."""
-    return re.sub(r"([\[\]<>|&])", r"\\\1", " ".join(text.split()))
+    """Returns words of an experiment's file, whose `code` and asterisks are meant."""
+    special = rf"([`\[\]<>|&]|{_UNDERSCORE})"
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    # In code a backslash would be shown.
+    parts[::2] = [re.sub(special, r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -89,6 +98,7 @@ def markdown(blocks: Sequence[Block]) -> str:
                 parts.append(f"![{plain(alt)}]({file.replace(' ', '%20')})")
             case Table(head, numeric, rows):
                 lines = [head, ["---:" if right else "---" for right in numeric]]
-                lines += [[cell.text for cell in row] for row in rows]
+                # Even in code a | would end the cell.
+                lines += [[re.sub(r"(?<!\\)\|", r"\|", cell.text) for cell in row] for row in rows]
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"

@@ -175,7 +175,9 @@ def _part(part: str) -> str:
 def _block(block: Block, folder: Path) -> str:
     match block:
         case Heading(level, text):
-            return f'<h{level} id="{_anchor(text)}">{inline(text)}</h{level}>'
+            # What the page links to; titles below repeat.
+            name = f' id="{_anchor(text)}"' if level == 2 else ""
+            return f"<h{level}{name}>{inline(text)}</h{level}>"
         case Text(text):
             return f"<p>{inline(text)}</p>"
         case Items(texts):

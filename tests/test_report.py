@@ -590,15 +590,38 @@ def test_signed(value, text):
 
 
 def test_markdown_and_page_show_data_as_it_is():
-    text = report_blocks.plain("a|b *c* `d` <e> [f](g) \\h\ni_j & ~k~")
-    assert text == r"a\|b \*c\* \`d\` \<e\> \[f\](g) \\h i_j \& \~k\~"
-    assert report_html.inline(text) == "a|b *c* `d` &lt;e&gt; [f](g) \\h i_j &amp; ~k~"
+    text = report_blocks.plain("a|b *c* `d` <e> [f](g) \\h\ni_j & ~k~ _l_")
+    assert text == r"a\|b \*c\* \`d\` \<e\> \[f\](g) \\h i_j \& \~k\~ \_l\_"
+    assert report_html.inline(text) == "a|b *c* `d` &lt;e&gt; [f](g) \\h i_j &amp; ~k~ _l_"
+    assert report_blocks.plain("Net.__init__()") == r"Net.\_\_init\_\_()"
     assert report_html.inline(r"**a\*b** `c<d`") == "<strong>a*b</strong> <code>c&lt;d</code>"
     table = Table(("x", "y"), (False, True), ((Cell("a"), Cell("1", 1.0)),))
     picture = Picture("a b.png", "c")
     assert report_blocks.markdown([Heading(1, "T"), table, picture]) == (
         "# T\n\n| x | y |\n| --- | ---: |\n| a | 1 |\n\n![c](a%20b.png)\n"
     )
+
+
+def test_code_in_prose_is_shown_as_it_is():
+    text = report_blocks.prose("Is `x[0] < 3 | y` <less> than **a** `_b_ or _c_?")
+    assert text == r"Is `x[0] < 3 | y` \<less\> than **a** \`\_b\_ or \_c\_?"
+    assert report_html.inline(text) == (
+        "Is <code>x[0] &lt; 3 | y</code> &lt;less&gt; than <strong>a</strong> `_b_ or _c_?"
+    )
+    # In Markdown's tables a | ends a cell even in code.
+    table = Table(("x",), (False,), ((Cell(text),), (Cell(report_blocks.plain("a|b")),)))
+    lines = report_blocks.markdown([table]).split("\n")
+    assert lines[2].startswith(r"| Is `x[0] < 3 \| y` \<less\>")
+    assert lines[3] == r"| a\|b |"
+
+
+def test_ids_of_the_page_are_unique_and_linked(module, folder, tmp_path):
+    fake.sweep(folder.parent / "other", [], experiment="other")
+    _, page = written(tmp_path)
+    tags = parse(page).tags
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert ids == ["fake", "other"]
+    assert [attrs["href"] for tag, attrs in tags if tag == "a"] == ["#fake", "#other"]
 
 
 def test_the_papers_points_have_the_colour_of_the_first_group_that_they_allow():
