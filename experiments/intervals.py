@@ -25,16 +25,6 @@ class Estimate(NamedTuple):
     half: float | None
     n: int
 
-    @property
-    def low(self) -> float | None:
-        """The interval's lower end."""
-        return None if self.half is None else self.mean - self.half
-
-    @property
-    def high(self) -> float | None:
-        """The interval's upper end."""
-        return None if self.half is None else self.mean + self.half
-
 
 def quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """Returns the t for which Student's distribution has `confidence` between −t and t."""

@@ -5,8 +5,11 @@
     python -m experiments.report render [--results=FOLDER] [--out=FILE]   docs/ablations.md of these
 
 DIR is the --workdir of `experiments.sweep`, or the folder of one experiment in it. `--paper` puts
-the paper's points beside ours. Owns wording and tables, as blocks that become Markdown here and a
-page in report_html.py; equal folders give equal bytes. Must not change a number.
+the paper's points beside ours. What `store` finds of a part of a sweep, as of --only, it puts to
+what is kept of the same sweep. Exit codes: 0, and 2 for bad input.
+
+Owns wording and tables, as blocks that become Markdown here and a page in report_html.py; equal
+folders give equal bytes. Must not change a number.
 """
 
 import argparse
@@ -16,9 +19,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from experiments import ablation, report_data, report_figures, report_html, report_plots
 from experiments.intervals import Estimate
@@ -46,9 +49,9 @@ _METRICS = {
     "test_accuracy": "test accuracy, %",
     "test_accuracy_ema": "averaged weights, %",
     "latency_seconds": "latency",
-    "train_images_per_second": "training speed",
 }
-_ENVIRONMENT = ("device", "versions", "environment", "git_revision")
+_SIGNS = {1: "> 0", -1: "< 0", 0: "≈ 0"}
+_ENVIRONMENT = ("device", "versions", "git_revision")
 
 
 class View(NamedTuple):
@@ -126,7 +129,7 @@ def _estimate(found: Estimate | None) -> tuple[Cell, Cell]:
 def verdict(judgement: Judgement) -> str:
     """Returns the plain words: resolved, or not, and at which n."""
     if judgement.difference is None:
-        return f"not measured ({judgement.missing})"
+        return f"not measured ({plain(judgement.missing)})"
     if judgement.resolved:
         return "**resolved**"
     n = judgement.difference.n
@@ -159,8 +162,6 @@ def _difference(judgement: Judgement) -> Cell:
     if metric == "latency_seconds":
         shown = Estimate(1e3 * found.mean, found.half and 1e3 * found.half, found.n)
         text = f"{spread(shown, sign=True, digits=3)} ms"
-    elif metric == "train_images_per_second":
-        text = f"{spread(found, sign=True, digits=1)} images/s"
     else:
         text = spread(found, sign=True)
     if judgement.relative is not None:
@@ -168,50 +169,55 @@ def _difference(judgement: Judgement) -> Cell:
     return Cell(text, found.mean)
 
 
+def _papers_difference(made: "ablation.Comparison") -> Cell:
+    if made.paper is not None:
+        text = f"{made.paper:{'+' * (made.paper != 0)}g}"
+        return Cell(text.replace("-", "−"), made.paper)
+    return Cell(NONE if made.sign is None else plain(_SIGNS[made.sign]))
+
+
 # Sections
 
 
-def sections(
-    views: Sequence[View], paper: bool, pictures: dict[str, list[Picture]], level: int = 2
-) -> list[Block]:
+def sections(views: Sequence[View], paper: bool, pictures: dict[str, list[Picture]]) -> list[Block]:
     """Returns the blocks of all experiments.
 
     Args:
         views: the experiments.
-        paper: whether tables show the paper's numbers for each run, too.
+        paper: whether to show the paper's numbers, too.
         pictures: of each experiment.
-        level: of the experiments' headings.
     """
     blocks: list[Block] = []
     for shown in views:
         record = shown.record
-        blocks += [Heading(level, plain(shown.name)), Text(f"**{prose(shown.title)}**")]
+        blocks += [Heading(2, plain(shown.name)), Text(f"**{prose(shown.title)}**")]
         blocks += _document(shown.text)
         if shown.note:
             blocks.append(Text(plain(shown.note)))
         if shown.judgements:
-            blocks += [Heading(level + 1, "Comparisons"), Text(_summary(shown.judgements))]
-            blocks.append(_comparisons(shown.judgements))
+            blocks += [Heading(3, "Comparisons"), Text(_summary(shown.judgements))]
+            if listed := [judgement for judgement in shown.judgements if judgement.begun]:
+                blocks.append(_comparisons(listed))
         if record["runs"]:
-            blocks += [Heading(level + 1, "Runs"), Text(_states(record))]
-            blocks.append(_runs(shown, paper))
+            blocks += [Heading(3, "Runs"), Text(_states(record))]
+            if _begun(record):
+                blocks.append(_runs(shown, paper))
         blocks += pictures.get(shown.name, [])
-        if paper and shown.paper:
-            sources = "; ".join(dict.fromkeys(point.source for point in shown.paper))
-            blocks.append(Text(f"The paper's numbers: {prose(sources)}."))
+        if paper and (points := _papers_points(shown)):
+            blocks += [Heading(3, "The paper's numbers"), _papers(shown, points)]
         if record["measure"] is not None:
-            blocks += [Heading(level + 1, "Measured"), *_measured(record["measure"])]
+            blocks += [Heading(3, "Measured"), *_measured(record["measure"])]
         for what, error in record["errors"].items():
             blocks.append(Text(f"**Failed: {plain(what)}.** {plain(_shorten(error))}"))
         if not record["runs"] and record["measure"] is None:
             blocks.append(Text("Not measured yet."))
-        blocks += [Heading(level + 1, "Settings"), _settings(record)]
+        blocks += [Heading(3, "Settings"), _settings(record)]
     return blocks
 
 
 def overview(views: Sequence[View]) -> list[Block]:
     """Returns how to read the report, and a table with a row for each experiment."""
-    count = sum(len(shown.judgements) for shown in views)
+    count = sum(j.difference is not None for shown in views for j in shown.judgements)
     rows = []
     for shown in views:
         states = [run["state"] for run in shown.record["runs"]]
@@ -228,7 +234,7 @@ def overview(views: Sequence[View]) -> list[Block]:
                 Cell(plain(shown.name)),
                 Cell(prose(shown.title)),
                 Cell(", ".join(filter(None, (done, "measured" * measured, failed))) or NONE),
-                Cell(f"{sum(j.resolved for j in known)} of {len(shown.judgements)}"),
+                Cell(f"{sum(j.resolved for j in known)} of {len(known)}" if known else NONE),
                 Cell(_agreement(shown.judgements)),
             )
         )
@@ -238,18 +244,23 @@ def overview(views: Sequence[View]) -> list[Block]:
         f"is shown as “± {NONE}”.",
         "A comparison is the difference of two runs, a − b, paired by seed: only seeds that both "
         "runs have, n of them. It is **resolved** if its 95 % interval excludes 0, and otherwise "
-        "not resolved at this n, which doesn't say that there is no difference.",
+        "not resolved at this n, which doesn't say that there is no difference. Latencies are "
+        "paired by round instead, all of one process: their n counts rounds, and their intervals "
+        "say nothing of another process or machine.",
         f"{count} comparison{' is' if count == 1 else 's are'} made here, and the intervals are "
         "not corrected for their number: of 20 without any effect, one is expected to look "
         "resolved.",
-        "The intervals say what other seeds would change (initialisation, order of the images, "
-        "augmentation), not what other test images would.",
+        "The intervals of accuracies say what other seeds would change (initialisation, order of "
+        "the images, augmentation), not what other test images would.",
         "Agrees and disagrees say whether the sign of our difference is that of the paper's, no "
-        "more: the papers' numbers are of ImageNet and of the papers' recipes.",
+        "more: the papers' numbers are of ImageNet, of the papers' recipes, and mostly of α = 1; "
+        r"times are of the papers' devices. \> 0, \< 0 and ≈ 0 stand for a difference of which the "
+        "paper states no number of points. Where it says that there is none, a resolved difference "
+        "disagrees, and one that is not resolved says nothing.",
         "Accuracies are of the averaged weights (EMA) at the end of training unless a column says "
         "otherwise; no checkpoint was chosen by the test images.",
-        "◆ marks the Pareto front: no other run of the experiment has no more MACs and no lower "
-        "mean accuracy, unless it is equal in both.",
+        "◆ marks the Pareto front of the runs with the most seeds: no other of them has no more "
+        "MACs and no lower mean accuracy, unless it is equal in both.",
     ]
     return [Table(head, (False,) * 5, tuple(rows)), Items(tuple(guide))]
 
@@ -269,7 +280,12 @@ def _summary(judgements: Sequence[Judgement]) -> str:
     agreement = _agreement(judgements)
     text += f" ({agreement} with the paper)" * (agreement != NONE)
     text += f", {count - resolved - unknown} not resolved"
-    return text + (f", {unknown} not measured" if unknown else "") + "."
+    if unknown:
+        text += f", {unknown} not measured"
+    if hidden := sum(not j.begun for j in judgements):
+        these = f"{hidden} of them " * (hidden < unknown)
+        text += f" ({these}not listed: what they compare was not run)"
+    return f"{text}."
 
 
 def _comparisons(judgements: Sequence[Judgement]) -> Table:
@@ -281,13 +297,12 @@ def _comparisons(judgements: Sequence[Judgement]) -> Table:
         words = verdict(judgement)
         if judgement.difference is not None and judgement.missing:
             words += f"; {plain(judgement.missing)}"
-        paper = NONE if made.paper is None else f"{made.paper:{'+' * (made.paper != 0)}g}"
         rows.append(
             (
                 Cell(f"{prose(made.claim)} ({prose(made.source)})"),
                 Cell(plain(contrast(made.a, made.b))),
                 Cell(plain(_METRICS.get(made.metric, made.metric))),
-                Cell(paper.replace("-", "−"), made.paper),
+                _papers_difference(made),
                 _difference(judgement),
                 Cell(str(n), n),
                 Cell(words),
@@ -306,17 +321,27 @@ def _states(record: Record) -> str:
     counts = [f"{states.count(s)} {s}" for s in report_data.STATES if s in states]
     wanted = record["seeds"]
     seeds = f"seed{'s'[: len(wanted) - 1]} {', '.join(map(str, wanted))}"
-    return f"{len(states)} run{'s' * (len(states) != 1)} ({', '.join(counts)}), {seeds} of each."
+    text = f"{len(states)} run{'s' * (len(states) != 1)} ({', '.join(counts)}), {seeds} of each."
+    return text + " Those not listed were not run." * (len(_begun(record)) < len(states))
+
+
+def _begun(record: Record) -> list[Record]:
+    """Returns the runs of which there is anything to show."""
+    return [
+        run
+        for run in record["runs"]
+        if run["state"] != "missing" or report_data.latency(record, run["name"])
+    ]
 
 
 def _runs(shown: View, paper: bool) -> Table:
     record = shown.record
-    runs = record["runs"]
-    factors = report_data.varying(runs)
+    factors = report_data.varying(record["runs"])
+    runs = _begun(record)
     front = report_data.front(runs)
     timed = any(report_data.latency(record, run["name"]) for run in runs)
     incomplete = any(run["state"] != "done" for run in runs)
-    head = [report_data.symbol(name) for name in factors] or ["run"]
+    head = [plain(report_data.symbol(name)) for name in factors] or ["run"]
     head += ["state"] * incomplete
     first = len(head)
     head += ["pixels", "parameters", "MACs", "averaged weights, %", "n", "last weights, %", "front"]
@@ -329,7 +354,9 @@ def _runs(shown: View, paper: bool) -> Table:
     rows = []
     for run, point in zip(runs, points, strict=True):
         averaged, n = _estimate(report_data.accuracy(run))
-        last, _ = _estimate(report_data.accuracy(run, "test_accuracy"))
+        last, its_n = _estimate(report_data.accuracy(run, "test_accuracy"))
+        if last.value is not None and its_n != n:
+            last = Cell(f"{last.text} (n = {its_n.text})", last.value)
         row = [_factor(run["factors"].get(name)) for name in factors] or [Cell(plain(run["name"]))]
         if incomplete:
             note = f": {plain(_shorten(run['note']))}" if run["note"] else ""
@@ -344,10 +371,45 @@ def _runs(shown: View, paper: bool) -> Table:
         row.append(_number(run["train_seconds"], "{:,.0f}"))
         rows.append(tuple(row))
     numeric = [i >= first and name != "front" for i, name in enumerate(head)]
-    for i, name in enumerate(factors):
-        values = [run["factors"].get(name) for run in runs]
-        numeric[i] = not any(isinstance(value, str | bool) for value in values)
+    numeric[: len(factors)] = _are_numbers(runs, factors)
     return Table(tuple(head), tuple(numeric), tuple(rows))
+
+
+def _are_numbers(runs: Sequence[Record], factors: Sequence[str]) -> list[bool]:
+    """Returns for each factor whether all values are numbers."""
+    values = [[run["factors"].get(name) for run in runs] for name in factors]
+    return [not any(isinstance(value, str | bool) for value in found) for found in values]
+
+
+def _papers_points(shown: View) -> list["ablation.PaperPoint"]:
+    """Returns the paper's points, once each, of models that were run."""
+    models = {run["factors"].get("model") for run in _begun(shown.record)}
+    found: dict[Any, ablation.PaperPoint] = {}
+    for point in shown.paper:
+        if point.factors.get("model") in {*models, None}:
+            # Tables repeat the network that they begin with.
+            found.setdefault((point.accuracy, *sorted(point.factors.items())), point)
+    return list(found.values())
+
+
+def _papers(shown: View, points: Sequence["ablation.PaperPoint"]) -> Table:
+    ours = [run["factors"] for run in shown.record["runs"]]
+    every = dict.fromkeys(name for one in (*ours, *(p.factors for p in points)) for name in one)
+    names = [name for name in every if any(name in point.factors for point in points)]
+    symbols = (plain(report_data.symbol(name)) for name in names)
+    head = (*symbols, "top-1, %", "MACs", "parameters", "source")
+    numbers = _are_numbers([{"factors": point.factors} for point in points], names)
+    rows = tuple(
+        (
+            *(_factor(point.factors.get(name)) for name in names),
+            _number(point.accuracy and 100 * point.accuracy, "{:.1f}"),
+            _number(point.macs),
+            _number(point.params),
+            Cell(prose(point.source)),
+        )
+        for point in points
+    )
+    return Table(head, (*numbers, True, True, True, False), rows)
 
 
 def _factor(value: Any) -> Cell:
@@ -393,7 +455,7 @@ def _settings(record: Record) -> Items:
 
 def _pairs(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
     return str(value)
 
 
@@ -407,8 +469,9 @@ def _measured(result: dict[str, Any]) -> list[Block]:
         if name in _ENVIRONMENT:
             continue
         if rows is None:
-            scalars.append(f"{plain(words)}: {plain(_value(value).text)}")
+            scalars.append(f"{plain(words)}: {_value(value).text}")
             continue
+        rows = [_flat(row) for row in rows]
         keys = list(dict.fromkeys(key for row in rows for key in row))
         numeric = tuple(
             all(isinstance(row.get(k, 0), int | float | None) for row in rows) for k in keys
@@ -422,12 +485,23 @@ def _measured(result: dict[str, Any]) -> list[Block]:
 
 
 def _rows(value: Any) -> list[dict[str, Any]] | None:
-    """Returns a value as a table's rows, if it is a list of dicts, or a dict of dicts."""
+    """Returns a value as a table's rows, if it is a list of dicts, or a dict."""
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
         return value
-    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
-        return [{"": key, **row} for key, row in value.items()]
+    if isinstance(value, dict) and value:
+        if all(isinstance(v, dict) for v in value.values()):
+            return [{"": key, **row} for key, row in value.items()]
+        return [value]
     return None
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row whose dicts are columns of their own."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{key} {name}".strip(): item for name, item in inner.items()}
+    return found
 
 
 def _value(value: Any) -> Cell:
@@ -441,7 +515,7 @@ def _value(value: Any) -> Cell:
         return _number(value, "{:,.4g}")
     if isinstance(value, list):
         return Cell(", ".join(_value(item).text for item in value))
-    return Cell(plain(_pairs(value)))
+    return Cell(plain(value))
 
 
 def _document(text: str) -> list[Block]:
@@ -471,7 +545,7 @@ def report(directory: Path, out: Path, paper: bool) -> list[View]:
         InputError: there is no experiment, or a file is damaged.
     """
     folders = report_data.experiments_in(directory)
-    views = [view(report_data.gather(folder)) for folder in folders]
+    views = [view(record) for record in _distinct(map(report_data.gather, folders), directory)]
     out.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, list[Picture]] = {}
     for folder, shown in zip(folders, views, strict=True):
@@ -513,12 +587,18 @@ def _drawn(
 def store(directory: Path, out: Path) -> list[Path]:
     """Keeps the records of a sweep's experiments, and the pictures they measured beside them.
 
+    An experiment of which nothing was run leaves what is kept of it as it is, and one of which a
+    part was run leaves the rest.
+
     Args:
         directory: the sweep's folder.
         out: a .json file, for a single experiment; or a folder, for one file each.
 
+    Returns:
+        The files that were written.
+
     Raises:
-        InputError: several experiments and one file, or as `report`.
+        InputError: several experiments and one file, nothing to keep, or as `report`.
     """
     folders = report_data.experiments_in(directory)
     if out.suffix == ".json" and len(folders) > 1:
@@ -526,49 +606,65 @@ def store(directory: Path, out: Path) -> list[Path]:
             f"{directory} holds {len(folders)} experiments: give --out a folder, or the folder of "
             "one experiment as DIR."
         )
+    records = _distinct(map(report_data.gather, folders), directory)
     written = []
-    for folder in folders:
-        record = report_data.gather(folder)
+    for folder, record in zip(folders, records, strict=True):
+        if not report_data.holds_results(record):
+            continue
         path = out if out.suffix == ".json" else out / f"{record['experiment']}.json"
+        kept = report_data.read(path) if path.exists() else record
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(stored(record), encoding="utf-8")
+        path.write_text(stored(report_data.merged(kept, record)), encoding="utf-8")
         for name in record["pictures"]:
             target = path.parent / f"{record['experiment']}-{name}"
             shutil.copyfile(folder / "measure" / name, target)
         written.append(path)
+    if not written:
+        raise InputError(f"{directory} holds no results yet: store it when a run has ended.")
     return written
+
+
+def _distinct(records: Iterable[Record], where: Path) -> list[Record]:
+    """Returns the records, of which no two may be of one experiment."""
+    found = list(records)
+    names = [record["experiment"] for record in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{where} holds the experiment {name} twice: move one away.")
+    return found
 
 
 def stored(record: Record) -> str:
     """Returns a record as JSON of which lists of numbers and texts take one line."""
+
+    def line(found: re.Match[str]) -> str:
+        return "[" + re.sub(r"\n *", " ", found[1]) + "]"
+
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
+    # JSON has no line breaks within texts, and so texts stay as they are.
+    return re.sub(r"\[\n *([^\[\]{}]*?)\n *\]", line, text) + "\n"
 
 
 def load(results: Path) -> list[Record]:
     """Returns the stored records, by file name.
 
     Raises:
-        InputError: there are none, or one is damaged.
+        InputError: there are none, one is damaged, or two are of one experiment.
     """
     paths = sorted(results.glob("*.json"))
     if not paths:
         raise InputError(f"{results} holds no stored results: run `experiments.report store`.")
-    try:
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    except (OSError, ValueError) as error:
-        raise InputError(f"A stored result in {results} cannot be read ({error}).") from error
+    return _distinct(map(report_data.read, paths), results)
 
 
-def document(records: Sequence[Record], results: str, pictures: dict[str, list[Picture]]) -> str:
+def document(views: Sequence[View], results: str, pictures: dict[str, list[Picture]]) -> str:
     """Returns the text of docs/ablations.md.
 
     Args:
-        records: as `load` returns them.
+        views: of what `load` returns.
         results: path from the document to the folder of the records.
         pictures: of each experiment.
     """
-    views = [view(record) for record in records]
     shown = {
         one.name: [
             *pictures.get(one.name, []),
@@ -597,28 +693,30 @@ def render(results: Path, out: Path) -> None:
     Raises:
         InputError: there are no stored results.
     """
-    records = load(results)
+    views = [view(record) for record in load(results)]
     folder = out.parent / out.stem
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        record["experiment"]: _drawn(view(record), folder, f"{out.stem}/", True, {})
-        for record in records
-    }
+    pictures = {shown.name: _drawn(shown, folder, f"{out.stem}/", True, {}) for shown in views}
     relative = Path(os.path.relpath(results, out.parent)).as_posix()
-    out.write_text(document(records, relative, pictures), encoding="utf-8")
+    out.write_text(document(views, relative, pictures), encoding="utf-8")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command line.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message[0].upper()}{message[1:]}; see --help.")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Does what the command line says.
 
     Args:
         arguments: those behind the program's name.
 
     Raises:
-        InputError: as the commands do.
+        InputError: for bad input.
     """
     command = arguments[0] if arguments and arguments[0] in ("store", "render") else ""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m experiments.report {command}".rstrip(),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -643,8 +741,18 @@ def main(arguments: Sequence[str]) -> None:
     print(out / "report.md", out / "report.html", sep="\n")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line, turning bad input into one sentence and an exit code."""
     try:
-        main(sys.argv[1:])
+        run(arguments)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename} cannot be used ({error.strerror}).", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

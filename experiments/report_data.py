@@ -8,9 +8,10 @@ and the paper's points come from the experiment's file, so that a record is noth
 measurements.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ Record = dict[str, Any]
 ACCURACY = "test_accuracy_ema"  # what plots and fronts show: the averaged weights at the end
 BY_SEED = ("test_accuracy", "test_accuracy_ema", "test_loss")
 STATES = ("done", "partial", "unfinished", "failed", "missing")
+_PLAN = ("experiment", "scale", "seeds")
+_SOURCES = ("test_examples", "device", "versions", "git_revision")
+_FIELDS = (*_PLAN, "settings", *_SOURCES, "runs", "latency", "measure", "errors", "pictures")
 _SETTINGS = {
     "data set": ("dataset", "name"),
     "classes": ("dataset", "num_classes"),
@@ -49,15 +53,15 @@ class Judgement(NamedTuple):
         comparison: the paper's statement.
         difference: of a minus b, over the seeds (or timing rounds) that both have; None if none.
         relative: difference over b's mean; None for accuracies.
-        over: what the values are paired by, "seed" or "round".
         missing: why there is no difference, or which seeds are left out; "" if nothing is missing.
+        begun: whether all that it takes was at least begun.
     """
 
     comparison: "ablation.Comparison"
     difference: Estimate | None
     relative: float | None
-    over: str
     missing: str
+    begun: bool = True
 
     @property
     def resolved(self) -> bool:
@@ -66,10 +70,20 @@ class Judgement(NamedTuple):
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the difference has the paper's sign; None if one of them has none."""
-        if self.difference is None or not self.comparison.paper or not self.difference.mean:
+        """Whether the difference has the paper's sign; None if nothing tells.
+
+        Where the paper says that there is none, a resolved one disagrees; one that is not resolved
+        shows nothing.
+        """
+        paper, sign = self.comparison.paper, self.comparison.sign
+        said = sign if paper is None else paper
+        if self.difference is None or said is None:
             return None
-        return (self.difference.mean > 0) == (self.comparison.paper > 0)
+        if said == 0:
+            return False if self.resolved else None
+        # Differences that cancel each other leave what rounding made.
+        mean = round(self.difference.mean, 9)
+        return (mean > 0) == (said > 0) if mean else None
 
 
 class Line(NamedTuple):
@@ -132,25 +146,26 @@ def gather(folder: Path) -> Record:
         InputError: a file is damaged, or a seed was found twice.
     """
     path = folder / "sweep.json"
-    sweep = _read(path) if path.exists() else {}
+    with _naming(path):
+        unplanned: Record = {"experiment": folder.name, "scale": None, "seeds": [], "runs": []}
+        sweep = {**unplanned, **(_read(path) if path.exists() else {})}
+        plans = [(folder / planned["name"], planned) for planned in sweep["runs"]]
     runs, results = [], []
-    for planned in sweep.get("runs", []):
-        run, found = _run(folder / planned["name"], planned, sweep.get("seeds", []))
+    for directory, planned in plans:
+        run, found = _run(directory, planned, sweep["seeds"])
         runs.append(run)
         results += found
     measure = folder / "measure" / "result.json"
     latency = folder / "latency.json"
     measured = _read(measure) if measure.exists() else None
     return {
-        "experiment": sweep.get("experiment", folder.name),
-        "scale": sweep.get("scale"),
-        "seeds": sweep.get("seeds", []),
+        **{name: sweep[name] for name in _PLAN},
         "settings": {
             name: values
             for name, keys in _SETTINGS.items()
-            if (values := _distinct(_field(result["config"], keys) for result in results))
+            if (values := _distinct(_field(result, ("config", *keys)) for result in results))
         },
-        "test_examples": _distinct(result["test_examples"] for result in results),
+        "test_examples": _distinct(result.get("test_examples") for result in results),
         "device": _distinct(result.get("device") for result in results),
         "versions": _distinct(result.get("versions") for result in results),
         "git_revision": _distinct(result.get("git_revision") for result in results),
@@ -171,18 +186,19 @@ def _run(
 ) -> tuple[Record, list[Record]]:
     """Returns a run's part of the record, and its result files' contents."""
     values: dict[str, dict[int, float | None]] = {name: {} for name in BY_SEED}
-    results, rates = [], {}
-    for path in sorted(folder.rglob("result.json")):
-        result = _read(path)
-        results.append(result)
-        for i, seed in enumerate(_list(result["seed"])):
-            if seed in values[ACCURACY]:
-                raise InputError(
-                    f"{folder} has results of seed {seed} twice: move one of them away."
-                )
-            for name in BY_SEED:
-                values[name][seed] = _finite(_list(result[name])[i])
-        rates[str(path)] = (result["train_seconds"], result.get("images_per_second"))
+    results, seconds = [], []
+    for path in _files(folder, "result.json"):
+        with _naming(path):
+            result = _read(path)
+            for i, seed in enumerate(_list(result["seed"])):
+                if seed in values[ACCURACY]:
+                    raise InputError(
+                        f"{folder} has results of seed {seed} twice: move one of them away."
+                    )
+                for name in BY_SEED:
+                    values[name][seed] = _finite(_list(result[name])[i])
+            seconds.append(result["train_seconds"])
+            results.append(result)
     found = sorted(values[ACCURACY])
     state, note = _state(folder, found, seeds, planned.get("steps"))
     return {
@@ -192,9 +208,7 @@ def _run(
         "note": note,
         "seed": found,
         **{name: [by_seed[seed] for seed in found] for name, by_seed in values.items()},
-        "train_seconds": math.fsum(seconds for seconds, _ in rates.values()) if rates else None,
-        # Replicas are trained together: one rate for all of them.
-        "images_per_second": [rate for _, rate in rates.values()],
+        "train_seconds": math.fsum(seconds) if seconds else None,
     }, results
 
 
@@ -206,17 +220,24 @@ def _state(
     if found and not absent:
         return "done", ""
     note = f"no result of seed{'s'[: len(absent) - 1]} {', '.join(map(str, absent))}"
-    if errors := sorted(folder.rglob("error.json")):
-        return "failed", _message(errors[0])
+    if errors := _files(folder, "error.json"):
+        return "failed", f"{note}: {_message(errors[0])}" if found else _message(errors[0])
     if found:
         return "partial", note
-    metrics = sorted(folder.rglob("metrics.jsonl"))
-    if metrics or any((*folder.rglob("config.json"), *folder.rglob("log.txt"))):
+    metrics = _files(folder, "metrics.jsonl")
+    if metrics or _files(folder, "config.json") or _files(folder, "log.txt"):
         lines = [line for path in metrics for line in logs.read_metrics(path)]
         done = max((line["step"] for line in lines), default=0)
         of = f" of {steps:,}" if steps else ""
         return "unfinished", f"running or interrupted, at step {done:,}{of}"
     return "missing", "not started"
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """Returns a run's files of that name: its own, and those of seeds that have folders."""
+    # Nothing else is looked into: a training that runs removes checkpoints meanwhile.
+    folders = [folder, *sorted(folder.glob("seed_*"))]
+    return [path for one in folders if (path := one / name).is_file()]
 
 
 def _message(path: Path) -> str:
@@ -232,8 +253,7 @@ def curves(folder: Path, record: Record) -> dict[str, dict[str, list[tuple[float
     found = {}
     for run in record["runs"]:
         by_split: dict[str, dict[float, list[float]]] = {"train": {}, "test_ema": {}}
-        paths = sorted((folder / run["name"]).rglob("metrics.jsonl"))
-        for path in paths:
+        for path in _files(folder / run["name"], "metrics.jsonl"):
             for line in logs.read_metrics(path):
                 if line["split"] in by_split:
                     value = line["loss" if line["split"] == "train" else "accuracy"]
@@ -249,6 +269,15 @@ def curves(folder: Path, record: Record) -> dict[str, dict[str, list[tuple[float
             ]
         found[run["name"]] = lines
     return found
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Has a file that lacks something named, and what it lacks."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): run the sweep again.") from error
 
 
 def _read(path: Path) -> Any:
@@ -281,6 +310,60 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
+# Kept records
+
+
+def read(path: Path) -> Record:
+    """Returns a stored record.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The stored result {path} cannot be read ({error}): move it away, and store it again."
+        ) from error
+    absent = [name for name in _FIELDS if not isinstance(record, dict) or name not in record]
+    if absent:
+        raise InputError(f"{path} is no stored result, it has no '{absent[0]}': move it away.")
+    return record
+
+
+def holds_results(record: Record) -> bool:
+    """Whether anything was measured."""
+    return any((record["measure"], record["latency"], *(run["seed"] for run in record["runs"])))
+
+
+def merged(kept: Record, new: Record) -> Record:
+    """Returns a record with what it lacks and a kept one of the same plan has.
+
+    A part of a sweep, as of --only, thereby renews what it is of and leaves the rest.
+    """
+    if any(kept[name] != new[name] for name in _PLAN):
+        return new
+    before = {run["name"]: run for run in kept["runs"]}
+    runs = [_fuller(before.get(run["name"], run), run) for run in new["runs"]]
+    found = {**new, "runs": runs, "latency": new["latency"] or kept["latency"]}
+    if new["measure"] is None:
+        found |= {name: kept[name] for name in ("measure", "pictures")}
+    if runs != new["runs"]:
+        names = dict.fromkeys((*new["settings"], *kept["settings"]))
+        both = [one["settings"] for one in (new, kept)]
+        found["settings"] = {
+            name: _distinct(value for one in both for value in one.get(name, [])) for name in names
+        }
+        found |= {name: _distinct([*new[name], *kept[name]]) for name in _SOURCES}
+    return found
+
+
+def _fuller(kept: Record, new: Record) -> Record:
+    """Returns the kept one of two records of a run if it has more seeds."""
+    same = all(kept[name] == new[name] for name in ("config", "overrides"))
+    return kept if same and len(kept["seed"]) > len(new["seed"]) else new
+
+
 # What follows from a record
 
 
@@ -296,8 +379,13 @@ def accuracy(run: Record, metric: str = ACCURACY) -> Estimate | None:
 
 
 def front(runs: Sequence[Record], cost: str = "macs") -> set[str]:
-    """Returns the names of runs on the Pareto front of `cost` and mean accuracy."""
+    """Returns the names of runs on the Pareto front of `cost` and mean accuracy.
+
+    Only runs with the most seeds take part: a mean of fewer may be one lucky seed's.
+    """
     known = [(run, found) for run in runs if run[cost] is not None and (found := accuracy(run))]
+    most = max((found.n for _, found in known), default=0)
+    known = [(run, found) for run, found in known if found.n == most]
     # To 1e-9 points, so that means of the same accuracies in another order are ties.
     on = intervals.pareto(
         [run[cost] for run, _ in known], [round(found.mean, 9) for _, found in known]
@@ -308,45 +396,43 @@ def front(runs: Sequence[Record], cost: str = "macs") -> set[str]:
 def judge(record: Record, comparison: "ablation.Comparison") -> Judgement:
     """Returns what the record says of a comparison.
 
-    Accuracies are paired by seed; latencies by the round in which both were timed; training speeds
-    by training, so that replicas, which are trained together, have one.
+    Accuracies are paired by seed, latencies by the round in which both were timed.
     """
     runs = {run["name"]: run for run in record["runs"]}
-    over = "round" if comparison.metric == "latency_seconds" else "seed"
-    absent = [name for name in (comparison.a, comparison.b) if name not in runs]
+    names = (comparison.a, comparison.b)
+    absent = [name for name in names if name not in runs]
     if absent:
         missing = f"no run {' and no run '.join(absent)} in this sweep"
-        return Judgement(comparison, None, None, over, missing)
-    names = (comparison.a, comparison.b)
+        return Judgement(comparison, None, None, missing)
+    timing = comparison.metric == "latency_seconds"
+    over, scale = ("round", 1) if timing else ("seed", 100)
     a, b = (_values(record, runs[name], comparison.metric) for name in names)
-    scale = 100 if comparison.metric.startswith("test_accuracy") else 1
     difference = intervals.paired(
         {key: scale * value for key, value in a.items()},
         {key: scale * value for key, value in b.items()},
     )
     if difference is None:
-        states = ", ".join(
-            f"{name}: {runs[name]['state']}"
-            for name, values in zip(names, (a, b), strict=True)
-            if not values
-        )
-        return Judgement(comparison, None, None, over, states or f"no {over} in common")
+        empty = [name for name, values in zip(names, (a, b), strict=True) if not values]
+        if timing:
+            begun = bool(record["latency"] or record["errors"].get("latency"))
+            missing = "no latency was measured" if empty else "no round in common"
+            return Judgement(comparison, None, None, missing, begun)
+        begun = all(runs[name]["state"] != "missing" for name in empty)
+        states = ", ".join(f"{name}: {runs[name]['state']}" for name in empty)
+        return Judgement(comparison, None, None, states or "no seed in common", begun)
     relative = None
-    if scale == 1 and (base := math.fsum(b[key] for key in b if key in a) / difference.n):
+    if timing and (base := math.fsum(b[key] for key in b if key in a) / difference.n):
         relative = difference.mean / base
     left = sorted(set(a) ^ set(b))
     missing = f"{over}{'s'[: len(left) - 1]} {', '.join(map(str, left))} in one run only"
-    return Judgement(comparison, difference, relative, over, missing if left else "")
+    return Judgement(comparison, difference, relative, missing if left else "")
 
 
 def _values(record: Record, run: Record, metric: str) -> dict[Any, float]:
     if metric == "latency_seconds":
         timed = latency(record, run["name"]) or {}
-        rounds = timed.get("round_seconds") or [timed.get("median_seconds")]
+        rounds = timed.get("round_seconds", [])
         return {i: seconds for i, seconds in enumerate(rounds) if seconds is not None}
-    if metric == "train_images_per_second":
-        rates = run["images_per_second"]
-        return {i: rate for i, rate in enumerate(rates) if rate is not None}
     return dict(by_seed(run, metric))
 
 

@@ -16,7 +16,7 @@ from mobilenets_jax.specs import Block, Conv, Spec
 PAPERS = Path(ablation.__file__).parent / "papers"
 MODULES = {name: ablation.load(name) for name in ablation.names()}
 TRAINED = [name for name, module in MODULES.items() if hasattr(module, "runs")]
-METRICS = ("test_accuracy_ema", "latency_seconds", "train_images_per_second")
+METRICS = ("test_accuracy_ema", "latency_seconds")
 HOURS = 3600.0
 
 

@@ -22,7 +22,6 @@ def test_estimate_by_hand():
     found = intervals.estimate([2, 4, 6, 8])
     assert (found.mean, found.n) == (5, 4)
     assert found.half == pytest.approx(4.10852, abs=1e-5)
-    assert (found.low, found.high) == pytest.approx((0.89148, 9.10852), abs=1e-5)
 
 
 def test_estimate_of_two_values_by_hand():
@@ -33,7 +32,6 @@ def test_estimate_of_two_values_by_hand():
 
 def test_one_value_has_no_interval_and_none_no_estimate():
     assert intervals.estimate([91.5]) == (91.5, None, 1)
-    assert (intervals.estimate([91.5]).low, intervals.estimate([91.5]).high) == (None, None)
     assert intervals.estimate([]) is None
 
 
@@ -43,8 +41,8 @@ def test_estimate_is_that_of_scipy(values, confidence):
     low, high = stats.t.interval(
         confidence, len(values) - 1, sum(values) / len(values), max(stats.sem(values), 1e-300)
     )
-    assert found.low == pytest.approx(low, abs=1e-9)
-    assert found.high == pytest.approx(high, abs=1e-9)
+    assert found.mean - found.half == pytest.approx(low, abs=1e-9)
+    assert found.mean + found.half == pytest.approx(high, abs=1e-9)
 
 
 def test_paired_difference_by_hand():

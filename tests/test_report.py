@@ -2,7 +2,9 @@
 
 import html.parser
 import json
+import os
 import re
+import shutil
 import types
 
 import pytest
@@ -82,10 +84,15 @@ def tables(view, paper=False):
     return found
 
 
+def texts(view):
+    """Returns the paragraphs of an experiment's section."""
+    return [block.text for block in report.sections([view], False, {}) if isinstance(block, Text)]
+
+
 def written(tmp_path, *flags):
     """Returns report.md and report.html of the sweep."""
     out = tmp_path / "out"
-    report.main([str(tmp_path / "sweep"), f"--out={out}", *flags])
+    report.run([str(tmp_path / "sweep"), f"--out={out}", *flags])
     return (out / "report.md").read_text("utf-8"), (out / "report.html").read_text("utf-8")
 
 
@@ -128,10 +135,36 @@ def test_a_resolved_comparison_disagrees(module, folder):
     assert row["ours"] == "+1.00 ± 0.25"
     assert row["resolved?"] == "**resolved**"
     assert row["direction"] == "disagrees"
-    summary = next(b.text for b in report.sections([view], False, {}) if "1 comparison" in str(b))
-    assert summary == "1 comparison: 1 resolved (1 disagrees with the paper), 0 not resolved."
+    summary = "1 comparison: 1 resolved (1 disagrees with the paper), 0 not resolved."
+    assert summary in texts(view)
     table = report.overview([view])[0]
     assert [cell.text for cell in table.rows[0]][2:] == ["2 of 2 done", "1 of 1", "1 disagrees"]
+
+
+@pytest.mark.parametrize(
+    ("paper", "sign", "accuracies", "stated", "direction"),
+    [
+        (0.0, None, [0.90, 0.919, 0.911], "0", "disagrees"),  # about −1.0
+        (0.0, None, [0.91, 0.92, 0.94], "0", "–"),  # not resolved
+        (None, 0, [0.90, 0.919, 0.911], "≈ 0", "disagrees"),
+        (None, 0, [0.91, 0.92, 0.94], "≈ 0", "–"),
+        (None, 1, [0.90, 0.919, 0.911], r"\> 0", "disagrees"),
+        (None, -1, [0.90, 0.919, 0.911], r"\< 0", "agrees"),
+        (None, None, [0.90, 0.919, 0.911], "–", "–"),
+        # Differences that are 0 on average, but for what rounding makes of them.
+        (1.0, None, [0.9201, 0.9199, 0.92], "+1", "–"),
+        (-1.0, None, [0.9201, 0.9199, 0.92], "−1", "–"),
+    ],
+)
+def test_agreement_with_what_the_paper_says(
+    module, folder, paper, sign, accuracies, stated, direction
+):
+    fake.result(folder / NARROW, accuracies)
+    claim = Comparison("Half the width", NARROW, WIDE, paper, "V1", sign=sign)
+    module.claims[:] = [claim]
+    (row,), _ = tables(shown(folder))
+    assert row["the paper's difference"] == stated
+    assert row["direction"] == direction
 
 
 def test_equal_differences_are_not_resolved(module, folder):
@@ -149,6 +182,9 @@ def test_unpaired_seeds_are_left_out_and_named(module, folder):
     assert row["resolved?"].endswith("; seed 1 in one run only")
     assert runs[1]["state"] == "partial: no result of seed 1"
     assert runs[1]["n"] == "2"
+    fake.write(folder / NARROW / "seed_1" / "error.json", {"code": 1, "message": "NaN"})
+    _, runs = tables(shown(folder))
+    assert runs[1]["state"] == "failed: no result of seed 1: NaN"
 
 
 def test_a_single_seed_has_no_interval(module, folder):
@@ -167,7 +203,7 @@ def test_seeds_of_folders_of_their_own_are_put_together(module, folder):
     _, runs = tables(shown(folder))
     assert runs[0]["averaged weights, %"] == "92.00 ± 2.48"
     assert runs[0]["training, s"] == "300"
-    fake.result(folder / WIDE / "again", [0.9], seeds=[1])
+    fake.result(folder / WIDE, [0.9], seeds=[1])
     with pytest.raises(InputError, match="seed 1 twice"):
         report_data.gather(folder)
 
@@ -180,17 +216,21 @@ def test_every_run_is_shown_whatever_its_state(module, folder):
     fake.write(folder / "begun" / "config.json", {})
     module.claims.append(Comparison("Failed", "failed", WIDE, None, "nobody"))
     module.claims.append(Comparison("Not planned", WIDE, "elsewhere", None, "nobody"))
-    comparisons, runs = tables(shown(folder))
-    assert [run["name"] for run in runs] == names
+    view = shown(folder)
+    comparisons, runs = tables(view)
+    assert [run["name"] for run in runs] == [name for name in names if name != "missing"]
     assert [run["state"] for run in runs] == [
         "done",
         "done",
         r"failed: NaN \| at step 40",
         "unfinished: running or interrupted, at step 120 of 200",
-        "missing: not started",
         "unfinished: running or interrupted, at step 0 of 200",
     ]
-    assert [run["averaged weights, %"] for run in runs[2:]] == ["–"] * 4
+    assert (
+        "6 runs (2 done, 2 unfinished, 1 failed, 1 missing), seeds 0, 1, 2 of each. Those not "
+        "listed were not run."
+    ) in texts(view)
+    assert [run["averaged weights, %"] for run in runs[2:]] == ["–"] * 3
     assert comparisons[1]["resolved?"] == "not measured (failed: failed)"
     assert comparisons[2]["resolved?"] == "not measured (no run elsewhere in this sweep)"
     assert comparisons[1]["ours"] == comparisons[1]["direction"] == "–"
@@ -203,6 +243,51 @@ def test_a_seed_without_a_value_is_left_out(module, folder):
     fake.write(path, result)
     _, runs = tables(shown(folder))
     assert (runs[0]["averaged weights, %"], runs[0]["n"]) == ("91.50 ± 6.35", "2")
+    # The last weights have an n of their own.
+    assert runs[0]["last weights, %"] == "91.90 ± 2.48 (n = 3)"
+    assert runs[1]["last weights, %"] == "89.90 ± 2.48"
+
+
+def test_what_was_not_run_is_counted_rather_than_listed(module, folder):
+    runs = json.loads((folder / "sweep.json").read_text())["runs"]
+    others = [f"v1,alpha={alpha}" for alpha in (1.0, 0.75, 0.5)]
+    fake.sweep(folder, [*runs, *(fake.planned(name, {"model": "v1"}) for name in others)])
+    module.claims += [Comparison("Other", name, WIDE, None, "V1") for name in others]
+    timed = Comparison("Slow", NARROW, WIDE, None, "V1", "latency_seconds")
+    module.claims.append(timed)
+    view = shown(folder)
+    comparisons, listed = tables(view)
+    assert [row["statement"] for row in comparisons] == ["Half the width is worse (V1, Table 6)"]
+    assert len(listed) == 2
+    assert (
+        "5 comparisons: 0 resolved, 1 not resolved, 4 not measured (not listed: what they compare "
+        "was not run)."
+    ) in texts(view)
+    overview, guide = report.overview([view])
+    assert [cell.text for cell in overview.rows[0]][2:4] == ["2 of 5 done, 3 missing", "0 of 1"]
+    assert guide.texts[2].startswith("1 comparison is made here")
+
+
+def test_a_latency_that_could_not_be_measured_is_listed(module, folder):
+    fake.write(folder / "latency" / "error.json", {"code": 1, "message": "no memory"})
+    module.claims[:] = [Comparison("Slow", NARROW, WIDE, None, "V1", "latency_seconds")]
+    (row,), _ = tables(shown(folder))
+    assert row["resolved?"] == "not measured (no latency was measured)"
+
+
+def test_only_files_of_runs_and_seeds_are_looked_for(module, folder, monkeypatch):
+    """A training removes checkpoints meanwhile, and a folder that is gone cannot be listed."""
+    (folder / WIDE / "checkpoints" / "3.tmp" / "d").mkdir(parents=True)
+    real = os.scandir
+
+    def scandir(path):
+        assert "checkpoints" not in str(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    record = report_data.gather(folder)
+    report_data.curves(folder, record)
+    assert [run["state"] for run in record["runs"]] == ["done", "done"]
 
 
 def test_front_has_ties():
@@ -219,6 +304,12 @@ def test_front_has_ties():
         )
     ]
     assert report_data.front(runs) == {"0", "1", "4"}
+
+
+def test_a_run_of_fewer_seeds_is_not_on_the_front(module, folder):
+    fake.result(folder / NARROW, [0.99], seeds=[1])
+    _, runs = tables(shown(folder))
+    assert [run["front"] for run in runs] == ["◆", ""]
 
 
 def test_latency_is_joined_and_compared_by_round(module, folder):
@@ -243,20 +334,28 @@ def test_latency_is_joined_and_compared_by_round(module, folder):
     assert comparisons[1]["n"] == "3"
 
 
-def test_training_speed_has_one_value_of_replicas(module, folder):
-    fake.result(folder / NARROW, [0.9, 0.9, 0.9], images_per_second=600.0)
-    metric = "train_images_per_second"
-    module.claims[:] = [Comparison("Narrow is fast", NARROW, WIDE, None, "V1", metric)]
-    (row,), _ = tables(shown(folder))
-    assert row["ours"] == "+200.0 ± – images/s (+50.0 %)"
-    assert row["resolved?"] == "not resolved at n = 1"
-
-
 def test_the_papers_points_are_beside_ours(module, folder):
-    _, runs = tables(shown(folder), paper=True)
+    _, runs, _ = tables(shown(folder), paper=True)
     assert [run["paper's accuracy, %"] for run in runs] == ["70.6", "–"]
     assert [run["paper's MACs"] for run in runs] == ["569,000,000", "–"]
     assert "paper's MACs" not in tables(shown(folder))[1][0]
+
+
+def test_the_papers_numbers_have_a_table(module, folder):
+    """Also those that no run of ours is of, as of another width."""
+    module.PAPER += [
+        PaperPoint({"alpha": 1.0}, 0.706, 568_740_352, 4_231_976, "V1, Fig. 4"),
+        PaperPoint({"alpha": 0.75, "model": "v2"}, 0.684, None, None, "V1 [a], Table 6"),
+        PaperPoint({"alpha": 0.75, "model": "v3"}, 0.7, None, None, "of no model of ours"),
+    ]
+    *_, papers = tables(shown(folder), paper=True)
+    rows = [
+        ("–", "1.0", "70.6", "569,000,000", "4,200,000", "V1, Table 6"),  # the first of equal ones
+        ("v2", "0.75", "68.4", "–", "–", r"V1 \[a\], Table 6"),
+    ]
+    head = ("model", "α", "top-1, %", "MACs", "parameters", "source")
+    assert papers == [dict(zip(head, row, strict=True)) for row in rows]
+    assert len(tables(shown(folder))) == 2
 
 
 def test_settings_name_what_the_numbers_depend_on(module, folder):
@@ -269,7 +368,7 @@ def test_settings_name_what_the_numbers_depend_on(module, folder):
         "Test images: 10,000; one of them is 0.01 points of accuracy.",
         "Steps: 200.",
         "Device: platform cpu, kind cpu, count 1, host_cores 2.",
-        "Versions: python 3.11.7, jax 0.10.2, flax 0.12.8.",
+        "Versions: python 3.11.7, jax 0.10.2, flax 0.12.8.",  # not that something is missing
         "Git revision: abc123.",
     ):
         assert line in text.split("\n")
@@ -278,6 +377,8 @@ def test_settings_name_what_the_numbers_depend_on(module, folder):
 def test_the_number_of_comparisons_is_stated(module, folder):
     guide = report.overview([shown(folder)])[1].texts
     assert guide[2].startswith("1 comparison is made here, and the intervals are not corrected")
+    assert "Latencies are paired by round instead" in guide[1]
+    assert guide[3].startswith("The intervals of accuracies say what other seeds would change")
 
 
 def test_docstrings_become_text_code_and_lists(module, folder):
@@ -309,16 +410,40 @@ def test_measured_experiments_have_tables_and_pictures(module, tmp_path):
     assert '<img src="data:image/png;base64,cGljdHVyZQ=="' in page
 
 
+def test_what_is_measured_within_rows_has_columns(module, tmp_path):
+    layers = [
+        {"kernel": 3, "forward": {"a_seconds": 0.00123456789, "quartiles": [8.123456, 9.1]}},
+        {"kernel": 5, "forward": {"a_seconds": 0.5, "quartiles": [1.0, 2.0]}},
+    ]
+    measured = {
+        "source": "a*b, c_d_ and _e_",
+        "layers": layers,
+        "networks": {"alpha": 1.0, "macs": {"depthwise": 1000, "standard": 2000}},
+    }
+    fake.write(tmp_path / "sweep" / "fake" / "measure" / "result.json", measured)
+    assert report.main([str(tmp_path / "sweep")]) == 0
+    text, page = (
+        (tmp_path / "sweep" / f"report.{kind}").read_text("utf-8") for kind in ("md", "html")
+    )
+    assert (
+        "| kernel | forward a seconds | forward quartiles |\n| ---: | ---: | --- |\n"
+        "| 3 | 0.001235 | 8.123, 9.1 |\n| 5 | 0.5 | 1, 2 |\n"
+    ) in text
+    assert "| alpha | macs depthwise | macs standard |" in text
+    assert "| 1 | 1,000 | 2,000 |\n" in text
+    assert r"- source: a\*b, c_d\_ and \_e\_" in text
+    assert "<li>source: a*b, c_d_ and _e_</li>" in page
+
+
 def test_a_failed_measurement_is_shown(module, folder):
     fake.write(folder / "latency" / "error.json", {"code": -9, "message": ""})
-    texts = [b.text for b in report.sections([shown(folder)], False, {}) if isinstance(b, Text)]
-    assert "**Failed: latency.** exit code -9" in texts
+    assert "**Failed: latency.** exit code -9" in texts(shown(folder))
 
 
 def test_equal_folders_give_equal_bytes(module, folder, tmp_path):
     before = {}
     for out in ("one", "two"):
-        report.main([str(folder.parent), f"--out={tmp_path / out}", "--paper"])
+        report.run([str(folder.parent), f"--out={tmp_path / out}", "--paper"])
         files = {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()}
         assert set(files) == {
             "report.md",
@@ -529,12 +654,12 @@ def test_curves_are_means_over_seeds_at_epochs_that_all_have(tmp_path):
 
 def test_stored_records_render_the_same_tables(module, folder, tmp_path):
     out = tmp_path / "results"
-    report.main(["store", str(folder.parent), f"--out={out}"])
+    report.run(["store", str(folder.parent), f"--out={out}"])
     (record,) = report.load(out)
     assert record == report_data.gather(folder)
     assert (out / "fake.json").read_text() == report.stored(record)
     assert '"test_accuracy_ema": [0.91, 0.93, 0.92]' in report.stored(record)
-    report.main(["render", f"--results={out}", f"--out={tmp_path / 'docs' / 'ablations.md'}"])
+    report.run(["render", f"--results={out}", f"--out={tmp_path / 'docs' / 'ablations.md'}"])
     text = (tmp_path / "docs" / "ablations.md").read_text("utf-8")
     report_md, _ = written(tmp_path, "--paper")
     tables = [line for line in report_md.split("\n") if line.startswith("|")]
@@ -544,16 +669,115 @@ def test_stored_records_render_the_same_tables(module, folder, tmp_path):
     assert "ablations/fake-tradeoff.png" in text
 
 
+def test_what_was_not_run_leaves_what_is_stored(module, folder, tmp_path):
+    out = tmp_path / "results"
+    report.run(["store", str(folder.parent), f"--out={out}"])
+    before = (out / "fake.json").read_text()
+    runs = json.loads((folder / "sweep.json").read_text())["runs"]
+    later = tmp_path / "later"
+    fake.sweep(later / "fake", runs)
+    with pytest.raises(InputError, match="holds no results yet"):
+        report.run(["store", str(later), f"--out={out}"])
+    assert (out / "fake.json").read_text() == before
+    # Others are stored.
+    fake.sweep(later / "other", runs, experiment="other")
+    fake.result(later / "other" / WIDE, [0.9, 0.9, 0.9])
+    report.run(["store", str(later), f"--out={out}"])
+    assert (out / "fake.json").read_text() == before
+    assert (out / "other.json").exists()
+
+
+def test_a_part_of_a_sweep_renews_its_part(module, folder, tmp_path):
+    out = tmp_path / "results"
+    timed = {name: {"round_seconds": [0.1, 0.2]} for name in (WIDE, NARROW)}
+    fake.write(folder / "latency.json", timed)
+    report.run(["store", str(folder.parent), f"--out={out}"])
+    (first,) = report.load(out)
+    plan = json.loads((folder / "sweep.json").read_text())
+    later = tmp_path / "later" / "fake"
+    fake.sweep(later, plan["runs"])
+    fake.result(later / NARROW, [0.8, 0.81, 0.82])
+    path = later / NARROW / "result.json"
+    fake.write(path, json.loads(path.read_text()) | {"git_revision": "def456"})
+    report.run(["store", str(later), f"--out={out}"])
+    (record,) = report.load(out)
+    wide, narrow = record["runs"]
+    assert wide == first["runs"][0]
+    assert narrow["test_accuracy_ema"] == [0.8, 0.81, 0.82]
+    assert record["latency"] == timed
+    assert record["git_revision"] == ["def456", "abc123"]
+    assert record["settings"] == first["settings"]
+    # What is of another plan is not mixed.
+    for changed in ({"seeds": [0, 1, 2, 3]}, {"scale": "full"}):
+        other = {**report_data.gather(later), **changed}
+        assert report_data.merged(first, other) == other
+    renamed = report_data.gather(later)
+    renamed["runs"][0]["overrides"] = {"epochs": 9.0}
+    assert report_data.merged(first, renamed)["runs"] == renamed["runs"]
+
+
+@pytest.mark.parametrize("command", ["report", "store", "render"])
+def test_an_experiment_that_is_there_twice_is_refused(module, folder, tmp_path, command):
+    shutil.copytree(folder, folder.parent / "again")
+    out = tmp_path / "results"
+    arguments = {
+        "report": [str(folder.parent)],
+        "store": ["store", str(folder.parent), f"--out={out}"],
+        "render": ["render", f"--results={out}", f"--out={tmp_path / 'a.md'}"],
+    }
+    if command == "render":
+        for name in ("one", "two"):
+            report.run(["store", str(folder), f"--out={out / name}.json"])
+    with pytest.raises(InputError, match="holds the experiment fake twice"):
+        report.run(arguments[command])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"note": "shapes [ 1  2 ] and [ x ]", "list": ["a  b", "c\u00a0d", " e\n f"]},
+        {"lists": [[1, 2], [], [[3.5], "]"]], "text": "[\n 1,\n 2\n]", "none": [None, True]},
+    ],
+)
+def test_what_is_stored_is_what_was_there(record):
+    text = report.stored(record)
+    assert json.loads(text) == record
+
+
 def test_measured_pictures_are_stored_beside_the_record(module, tmp_path):
     measured = tmp_path / "sweep" / "fake" / "measure"
     fake.write(measured / "result.json", {"points": 1})
     (measured / "spiral.png").write_bytes(b"picture")
     out = tmp_path / "results" / "fake.json"
-    report.main(["store", str(tmp_path / "sweep"), f"--out={out}"])
+    report.run(["store", str(tmp_path / "sweep"), f"--out={out}"])
     assert (out.parent / "fake-spiral.png").read_bytes() == b"picture"
-    report.main(["render", f"--results={out.parent}", f"--out={tmp_path / 'docs' / 'a.md'}"])
+    report.run(["render", f"--results={out.parent}", f"--out={tmp_path / 'docs' / 'a.md'}"])
     text = (tmp_path / "docs" / "a.md").read_text("utf-8")
     assert "](../results/fake-spiral.png)" in text
+
+
+STORED = sorted(report.RESULTS.glob("*.json"))
+
+
+def test_what_is_stored_has_its_finding_told():
+    names = [report_data.read(path)["experiment"] for path in STORED]
+    untold = [name for name in names if "Finding: not measured" in ablation.load(name).__doc__]
+    assert untold == []
+
+
+def test_the_document_is_of_what_is_stored(tmp_path):
+    assert report.DOCUMENT.exists() == bool(STORED)
+    if STORED:
+        # As far from the document as the real ones.
+        results, document = (
+            tmp_path / path.relative_to(report.ROOT) for path in (report.RESULTS, report.DOCUMENT)
+        )
+        shutil.copytree(report.RESULTS, results)
+        report.render(results, document)
+        text = report.DOCUMENT.read_text(encoding="utf-8")
+        assert text == document.read_text(encoding="utf-8")
+        for picture in re.findall(r"!\[.*\]\((.*)\)", text):
+            assert (report.DOCUMENT.parent / picture).is_file()
 
 
 @pytest.mark.parametrize(
@@ -567,19 +791,64 @@ def test_measured_pictures_are_stored_beside_the_record(module, tmp_path):
 def test_bad_input_is_named(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        report.main(arguments)
+        report.run(arguments)
 
 
-def test_a_damaged_file_is_named(module, folder):
-    (folder / "sweep.json").write_text("{")
-    with pytest.raises(InputError, match=r"sweep\.json cannot be read"):
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("sweep.json", "{", r"sweep\.json cannot be read"),
+        ("sweep.json", "[1]", r"sweep\.json is damaged \(TypeError"),
+        ("sweep.json", '{"runs": [{}]}', r"sweep\.json is damaged \(KeyError\('name'\)\)"),
+        (f"{WIDE}/result.json", "{}", r"result\.json is damaged \(KeyError\('seed'\)\)"),
+        (f"{WIDE}/result.json", "[]", r"result\.json is damaged \(TypeError"),
+    ],
+)
+def test_a_damaged_file_is_named(module, folder, file, text, message):
+    (folder / file).write_text(text)
+    with pytest.raises(InputError, match=message):
         report_data.gather(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "x.json cannot be read"),
+        ("[]", "x.json is no stored result, it has no 'experiment'"),
+        ('{"experiment": "fake"}', "x.json is no stored result, it has no 'scale'"),
+    ],
+)
+def test_a_damaged_result_is_named(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        report.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nowhere"],
+        [],
+        ["store", ".", "--paper"],
+        ["render", "--results=nowhere"],
+        ["sweep", "--out=file/below"],
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    module, folder, tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert report.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"error: [^\n]+\.\n", printed.err)
 
 
 def test_several_experiments_do_not_fit_one_file(module, folder):
     fake.sweep(folder.parent / "other", [])
     with pytest.raises(InputError, match="holds 2 experiments"):
-        report.main(["store", str(folder.parent), "--out=x.json"])
+        report.run(["store", str(folder.parent), "--out=x.json"])
 
 
 @pytest.mark.parametrize(
