@@ -13,7 +13,7 @@ scale, have a star: from one network, one step in each direction.
 Estimated time on two CPU cores: 6 min at smoke scale with 2 seeds, 50 min at small scale with
 3 seeds.
 
-Finding, of V2's grid at small scale with 3 seeds (V1 and V3: not measured): a wider network and
+Finding: of V2's grid at small scale with 3 seeds (V1 and V3: not measured), a wider network and
 more pixels are better in the mean, as in the papers, and so is h-swish instead of ReLU6 in five of
 six networks, but one of the 15 differences is resolved: with so short a training, seeds move the
 accuracy by half a point and more. Other programs ran beside the trainings: their seconds say

@@ -10,9 +10,10 @@ pair take turns, so that whatever else the machine does meets both alike.
 
 Estimated time on two CPU cores: 1 min at smoke scale, 5 min at small scale.
 
-Finding, at small scale on two CPU cores: of V1 as a whole, with 8.6 times the MACs, standard
-convolutions take 7.8 times as long forward and 10.3 times in training, as the paper's ratio says.
-Of single layers the ratio of times is smaller than that of MACs, the more so the fewer channels.
+Finding: at small scale on two CPU cores, of V1 as a whole, with 8.6 times the MACs, standard
+convolutions take 7.8 times as long forward and 10.3 times in training: about what the paper's ratio
+says. Of single layers the ratio of times is smaller than that of MACs, the more so the fewer
+channels.
 """
 
 import functools
