@@ -11,6 +11,8 @@ VENV ?= .venv
 CONFIG ?= configs/v2.py
 WORKDIR ?= runs/demo
 ARGS ?=
+# Two processes: most of a test is Python's tracing and XLA's compiling, which use one core.
+TESTS = --timeout=600 --numprocesses=2 --dist=loadgroup
 LOCK_PYTHONS ?= python3.11 python3.12 python3.13
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -26,10 +28,10 @@ demo: $(STAMP)
 	$(VENV)/bin/python -m mobilenets_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest --timeout=600 -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest $(TESTS) -m "not slow" $(ARGS)
 
 test-all: $(STAMP)
-	$(VENV)/bin/python -m pytest --timeout=600 $(ARGS)
+	$(VENV)/bin/python -m pytest $(TESTS) $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .

@@ -68,6 +68,7 @@ def table() -> str:
         "| averaged weights | training time |",
         "| --- | ---: | ---: | --- | --- | ---: |",
     ]
+    revisions: dict[str, None] = {}  # in the order of the table
     for baseline in BASELINES:
         results = [
             json.loads((RESULTS / f"{baseline.name}-seed{seed}.json").read_text())
@@ -86,13 +87,15 @@ def table() -> str:
             f"| {percent('test_accuracy')}, n = {results[0]['test_examples']:,} "
             f"| {percent('test_accuracy_ema')} | {seconds:.0f} s |"
         )
+        revisions |= {result["git_revision"][:7]: None for result in results}
     first = results[0]
     device, versions = first["device"], first["versions"]
     lines += [
         "",
         "Median over the seeds 0, 1 and 2 (each one's value in brackets; one value: seed 0 only), "
         f"n test images, on {device['host_cores']} {device['platform'].upper()} cores, "
-        f"Python {versions['python']}, JAX {versions['jax']}, Flax {versions['flax']}. "
+        f"Python {versions['python']}, JAX {versions['jax']}, Flax {versions['flax']}; code of "
+        f"revisions {', '.join(revisions)}, not measured again since. "
         "Training time is wall time with compilation and evaluation; other programs ran on the "
         "same cores during those on digits, which are upper bounds. Config, seed, versions and "
         "device of each run are in `experiments/results/`.",

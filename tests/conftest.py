@@ -24,3 +24,14 @@ def unoptimized():
     jax.config.update(name, True)
     yield
     jax.config.update(name, before)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With several processes (pytest-xdist) a file's tests stay in one, and so do its fixtures.
+
+    Those that start workers, or watch /dev/shm for what these leave, are one group.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))

@@ -20,6 +20,8 @@ from mobilenets_jax import data
 from mobilenets_jax.datasets import Dataset, open_dataset
 from mobilenets_jax.errors import InputError
 
+pytestmark = pytest.mark.xdist_group("workers")
+
 ROOT = Path(__file__).parents[1]
 AUGMENT = {
     "crop": "pad",

@@ -360,6 +360,7 @@ def test_dropout_stays_on_over_a_frozen_backbone(make, file):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("workers")
 def test_two_processes_start_from_the_same_file_and_leave_the_backbone(
     make, tmp_path, tmp_path_factory, monkeypatch
 ):

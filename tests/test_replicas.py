@@ -112,6 +112,7 @@ def test_batches_are_those_of_single_trainings_and_images_are_kept_once(make, mo
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("workers")
 def test_worker_processes_make_the_same_batches_of_several_seeds(make):
     experiment = steps.build(make())
     with batches_of(experiment, (3, 8)) as here, batches_of(experiment, (3, 8), workers=2) as there:

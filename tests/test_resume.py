@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
+pytestmark = pytest.mark.xdist_group("workers")
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
