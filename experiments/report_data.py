@@ -1,7 +1,7 @@
 """What a sweep found: its folder read into one small record, and what follows from the record.
 
 Owns where the numbers of a sweep lie and what is compared with what. Must not know how any of it
-looks: report.py words it, report_plots.py and report_html.py draw it.
+looks: report_sections.py words it, report_plots.py and report_html.py draw it.
 
 A record is plain JSON: what `report store` keeps of an experiment. The question, the comparisons
 and the paper's points come from the experiment's file, so that a record is nothing but
@@ -25,9 +25,7 @@ Record = dict[str, Any]
 ACCURACY = "test_accuracy_ema"  # what plots and fronts show: the averaged weights at the end
 BY_SEED = ("test_accuracy", "test_accuracy_ema", "test_loss")
 STATES = ("done", "partial", "unfinished", "failed", "missing")
-_PLAN = ("experiment", "scale", "seeds")
-_SOURCES = ("test_examples", "device", "versions", "git_revision")
-_FIELDS = (*_PLAN, "settings", *_SOURCES, "runs", "latency", "measure", "errors", "pictures")
+PLAN = ("experiment", "scale", "seeds")
 _SETTINGS = {
     "data set": ("dataset", "name"),
     "classes": ("dataset", "num_classes"),
@@ -156,21 +154,20 @@ def gather(folder: Path) -> Record:
         runs.append(run)
         results += found
     measure = folder / "measure" / "result.json"
-    latency = folder / "latency.json"
     measured = _read(measure) if measure.exists() else None
     return {
-        **{name: sweep[name] for name in _PLAN},
+        **{name: sweep[name] for name in PLAN},
         "settings": {
             name: values
             for name, keys in _SETTINGS.items()
-            if (values := _distinct(_field(result, ("config", *keys)) for result in results))
+            if (values := distinct(_field(result, ("config", *keys)) for result in results))
         },
-        "test_examples": _distinct(result.get("test_examples") for result in results),
-        "device": _distinct(result.get("device") for result in results),
-        "versions": _distinct(result.get("versions") for result in results),
-        "git_revision": _distinct(result.get("git_revision") for result in results),
+        "test_examples": distinct(result.get("test_examples") for result in results),
+        "device": distinct(result.get("device") for result in results),
+        "versions": distinct(result.get("versions") for result in results),
+        "git_revision": distinct(result.get("git_revision") for result in results),
         "runs": runs,
-        "latency": _read(latency) if latency.exists() else None,
+        "latency": _latencies(folder / "latency.json", runs),
         "measure": measured,
         "errors": {
             name: _message(folder / name / "error.json")
@@ -231,6 +228,17 @@ def _state(
         of = f" of {steps:,}" if steps else ""
         return "unfinished", f"running or interrupted, at step {done:,}{of}"
     return "missing", "not started"
+
+
+def _latencies(path: Path, runs: Sequence[Record]) -> dict[str, Any] | None:
+    """Returns what latency.json holds, if there is one."""
+    if not path.exists():
+        return None
+    with _naming(path):
+        found: dict[str, Any] = _read(path)
+        for timed in (found[run["name"]] for run in runs if run["name"] in found):
+            _ = timed["median_seconds"], timed["quartile_seconds"][1], timed["round_seconds"][0]
+    return found
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -301,67 +309,13 @@ def _field(config: Any, keys: Iterable[str]) -> Any:
     return config
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
+def distinct(values: Iterable[Any]) -> list[Any]:
     """Returns the different values, without None, in the order in which they come."""
     found: list[Any] = []
     for value in values:
         if value is not None and value not in found:
             found.append(value)
     return found
-
-
-# Kept records
-
-
-def read(path: Path) -> Record:
-    """Returns a stored record.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The stored result {path} cannot be read ({error}): move it away, and store it again."
-        ) from error
-    absent = [name for name in _FIELDS if not isinstance(record, dict) or name not in record]
-    if absent:
-        raise InputError(f"{path} is no stored result, it has no '{absent[0]}': move it away.")
-    return record
-
-
-def holds_results(record: Record) -> bool:
-    """Whether anything was measured."""
-    return any((record["measure"], record["latency"], *(run["seed"] for run in record["runs"])))
-
-
-def merged(kept: Record, new: Record) -> Record:
-    """Returns a record with what it lacks and a kept one of the same plan has.
-
-    A part of a sweep, as of --only, thereby renews what it is of and leaves the rest.
-    """
-    if any(kept[name] != new[name] for name in _PLAN):
-        return new
-    before = {run["name"]: run for run in kept["runs"]}
-    runs = [_fuller(before.get(run["name"], run), run) for run in new["runs"]]
-    found = {**new, "runs": runs, "latency": new["latency"] or kept["latency"]}
-    if new["measure"] is None:
-        found |= {name: kept[name] for name in ("measure", "pictures")}
-    if runs != new["runs"]:
-        names = dict.fromkeys((*new["settings"], *kept["settings"]))
-        both = [one["settings"] for one in (new, kept)]
-        found["settings"] = {
-            name: _distinct(value for one in both for value in one.get(name, [])) for name in names
-        }
-        found |= {name: _distinct([*new[name], *kept[name]]) for name in _SOURCES}
-    return found
-
-
-def _fuller(kept: Record, new: Record) -> Record:
-    """Returns the kept one of two records of a run if it has more seeds."""
-    same = all(kept[name] == new[name] for name in ("config", "overrides"))
-    return kept if same and len(kept["seed"]) > len(new["seed"]) else new
 
 
 # What follows from a record

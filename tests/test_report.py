@@ -18,6 +18,8 @@ from experiments import (
     report_figures,
     report_html,
     report_plots,
+    report_sections,
+    report_store,
 )
 from experiments.ablation import Comparison, PaperPoint
 from experiments.report_blocks import Cell, Heading, Items, Picture, Table, Text
@@ -70,13 +72,13 @@ def folder(tmp_path):
 
 
 def shown(folder):
-    return report.view(report_data.gather(folder))
+    return report_sections.view(report_data.gather(folder))
 
 
 def tables(view, paper=False):
     """Returns the tables of an experiment's section as lists of {title: text}."""
     found = []
-    for block in report.sections([view], paper, {}):
+    for block in report_sections.sections([view], paper, {}):
         if isinstance(block, Table):
             found.append(
                 [dict(zip(block.head, (c.text for c in row), strict=True)) for row in block.rows]
@@ -86,7 +88,11 @@ def tables(view, paper=False):
 
 def texts(view):
     """Returns the paragraphs of an experiment's section."""
-    return [block.text for block in report.sections([view], False, {}) if isinstance(block, Text)]
+    return [
+        block.text
+        for block in report_sections.sections([view], False, {})
+        if isinstance(block, Text)
+    ]
 
 
 def written(tmp_path, *flags):
@@ -137,7 +143,7 @@ def test_a_resolved_comparison_disagrees(module, folder):
     assert row["direction"] == "disagrees"
     summary = "1 comparison: 1 resolved (1 disagrees with the paper), 0 not resolved."
     assert summary in texts(view)
-    table = report.overview([view])[0]
+    table = report_sections.overview([view])[0]
     assert [cell.text for cell in table.rows[0]][2:] == ["2 of 2 done", "1 of 1", "1 disagrees"]
 
 
@@ -263,7 +269,7 @@ def test_what_was_not_run_is_counted_rather_than_listed(module, folder):
         "5 comparisons: 0 resolved, 1 not resolved, 4 not measured (not listed: what they compare "
         "was not run)."
     ) in texts(view)
-    overview, guide = report.overview([view])
+    overview, guide = report_sections.overview([view])
     assert [cell.text for cell in overview.rows[0]][2:4] == ["2 of 5 done, 3 missing", "0 of 1"]
     assert guide.texts[2].startswith("1 comparison is made here")
 
@@ -359,7 +365,7 @@ def test_the_papers_numbers_have_a_table(module, folder):
 
 
 def test_settings_name_what_the_numbers_depend_on(module, folder):
-    settings = report.sections([shown(folder)], False, {})[-1]
+    settings = report_sections.sections([shown(folder)], False, {})[-1]
     assert isinstance(settings, Items)
     text = "\n".join(settings.texts)
     for line in (
@@ -375,14 +381,14 @@ def test_settings_name_what_the_numbers_depend_on(module, folder):
 
 
 def test_the_number_of_comparisons_is_stated(module, folder):
-    guide = report.overview([shown(folder)])[1].texts
+    guide = report_sections.overview([shown(folder)])[1].texts
     assert guide[2].startswith("1 comparison is made here, and the intervals are not corrected")
     assert "Latencies are paired by round instead" in guide[1]
     assert guide[3].startswith("The intervals of accuracies say what other seeds would change")
 
 
 def test_docstrings_become_text_code_and_lists(module, folder):
-    blocks = report.sections([shown(folder)], False, {})[:6]
+    blocks = report_sections.sections([shown(folder)], False, {})[:6]
     assert blocks[:5] == [
         Heading(2, "fake"),
         Text("**What does half the width cost (V1, Table 6)?**"),
@@ -655,10 +661,10 @@ def test_curves_are_means_over_seeds_at_epochs_that_all_have(tmp_path):
 def test_stored_records_render_the_same_tables(module, folder, tmp_path):
     out = tmp_path / "results"
     report.run(["store", str(folder.parent), f"--out={out}"])
-    (record,) = report.load(out)
+    (record,) = report_store.load(out)
     assert record == report_data.gather(folder)
-    assert (out / "fake.json").read_text() == report.stored(record)
-    assert '"test_accuracy_ema": [0.91, 0.93, 0.92]' in report.stored(record)
+    assert (out / "fake.json").read_text() == report_store.stored(record)
+    assert '"test_accuracy_ema": [0.91, 0.93, 0.92]' in report_store.stored(record)
     report.run(["render", f"--results={out}", f"--out={tmp_path / 'docs' / 'ablations.md'}"])
     text = (tmp_path / "docs" / "ablations.md").read_text("utf-8")
     report_md, _ = written(tmp_path, "--paper")
@@ -689,10 +695,11 @@ def test_what_was_not_run_leaves_what_is_stored(module, folder, tmp_path):
 
 def test_a_part_of_a_sweep_renews_its_part(module, folder, tmp_path):
     out = tmp_path / "results"
-    timed = {name: {"round_seconds": [0.1, 0.2]} for name in (WIDE, NARROW)}
+    one = {"median_seconds": 0.15, "quartile_seconds": [0.1, 0.2], "round_seconds": [0.1, 0.2]}
+    timed = dict.fromkeys((WIDE, NARROW), one)
     fake.write(folder / "latency.json", timed)
     report.run(["store", str(folder.parent), f"--out={out}"])
-    (first,) = report.load(out)
+    (first,) = report_store.load(out)
     plan = json.loads((folder / "sweep.json").read_text())
     later = tmp_path / "later" / "fake"
     fake.sweep(later, plan["runs"])
@@ -700,7 +707,7 @@ def test_a_part_of_a_sweep_renews_its_part(module, folder, tmp_path):
     path = later / NARROW / "result.json"
     fake.write(path, json.loads(path.read_text()) | {"git_revision": "def456"})
     report.run(["store", str(later), f"--out={out}"])
-    (record,) = report.load(out)
+    (record,) = report_store.load(out)
     wide, narrow = record["runs"]
     assert wide == first["runs"][0]
     assert narrow["test_accuracy_ema"] == [0.8, 0.81, 0.82]
@@ -710,10 +717,10 @@ def test_a_part_of_a_sweep_renews_its_part(module, folder, tmp_path):
     # What is of another plan is not mixed.
     for changed in ({"seeds": [0, 1, 2, 3]}, {"scale": "full"}):
         other = {**report_data.gather(later), **changed}
-        assert report_data.merged(first, other) == other
+        assert report_store.merged(first, other) == other
     renamed = report_data.gather(later)
     renamed["runs"][0]["overrides"] = {"epochs": 9.0}
-    assert report_data.merged(first, renamed)["runs"] == renamed["runs"]
+    assert report_store.merged(first, renamed)["runs"] == renamed["runs"]
 
 
 @pytest.mark.parametrize("command", ["report", "store", "render"])
@@ -740,7 +747,7 @@ def test_an_experiment_that_is_there_twice_is_refused(module, folder, tmp_path, 
     ],
 )
 def test_what_is_stored_is_what_was_there(record):
-    text = report.stored(record)
+    text = report_store.stored(record)
     assert json.loads(text) == record
 
 
@@ -760,7 +767,7 @@ STORED = sorted(report.RESULTS.glob("*.json"))
 
 
 def test_what_is_stored_has_its_finding_told():
-    names = [report_data.read(path)["experiment"] for path in STORED]
+    names = [report_store.read(path)["experiment"] for path in STORED]
     untold = [name for name in names if "Finding: not measured" in ablation.load(name).__doc__]
     assert untold == []
 
@@ -802,6 +809,8 @@ def test_bad_input_is_named(arguments, message, tmp_path, monkeypatch):
         ("sweep.json", '{"runs": [{}]}', r"sweep\.json is damaged \(KeyError\('name'\)\)"),
         (f"{WIDE}/result.json", "{}", r"result\.json is damaged \(KeyError\('seed'\)\)"),
         (f"{WIDE}/result.json", "[]", r"result\.json is damaged \(TypeError"),
+        ("latency.json", "1", r"latency\.json is damaged \(TypeError"),
+        ("latency.json", f'{{"{WIDE}": {{}}}}', r"latency\.json is damaged \(KeyError"),
     ],
 )
 def test_a_damaged_file_is_named(module, folder, file, text, message):
@@ -821,7 +830,7 @@ def test_a_damaged_file_is_named(module, folder, file, text, message):
 def test_a_damaged_result_is_named(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        report.load(tmp_path)
+        report_store.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -855,7 +864,7 @@ def test_several_experiments_do_not_fit_one_file(module, folder):
     ("value", "text"), [(0.284, "+0.28"), (-0.15, "−0.15"), (0.0, "0.00"), (-0.001, "0.00")]
 )
 def test_signed(value, text):
-    assert report.signed(value) == text
+    assert report_sections.signed(value) == text
 
 
 def test_markdown_and_page_show_data_as_it_is():
