@@ -25,6 +25,12 @@ def _relu6(x: Array) -> Array:
     return jnp.clip(x, 0, 6)
 
 
+def _relu_by_selection(x: Array) -> Array:
+    # XLA:CPU fuses what has one large operand, as a maximum has, into each of its users, and the
+    # depthwise convolution with it: squeeze-and-excite, which has two, would compute it twice.
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
 def _linear(x: Array) -> Array:
     return x
 
@@ -129,6 +135,9 @@ class ConvBN(nn.Module):
                     dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 )
         activation = ACTIVATIONS[self.activation]
+        shifted = self.depthwise and self.depthwise_implementation != "lax"
+        if self.activation == "relu" and shifted and not train:
+            activation = _relu_by_selection
         if self.folded:
             bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
             return activation(x + bias).astype(self.dtype)
