@@ -285,11 +285,19 @@ def cost(run: Run, seeds: int = 1) -> Cost:
     squeeze-and-excite and h-swish; an evaluation, of the weights and their average, takes a third
     of that for each image and each of the two. That fits the measured rates of V1 and V2 at 32 × 32
     pixels on two cores. Starting and compiling takes 10 s, with V3 20 s.
+
+    Raises:
+        InputError: for a wrong field, or a data set whose size is not in `IMAGES`.
     """
     checked, network = config(run), spec(run)
     resolution = config_lib.effective_resolution(checked.resolution, checked.beta)
     layers = costs.layers(network, resolution)
     macs = sum(layer.macs for layer in layers)
+    if checked.dataset.name not in IMAGES:
+        raise InputError(
+            f"How many images '{checked.dataset.name}' has is not known: put it into IMAGES in "
+            "experiments/ablation.py"
+        )
     train, test = IMAGES[checked.dataset.name]
     steps_per_epoch = train // checked.batch_size
     steps = max(1, round(checked.epochs * steps_per_epoch))

@@ -23,6 +23,8 @@ def main(parent: int, cores: str, command: list[str]) -> None:
             sys.exit(1)
         if cores != "-":
             os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
+    # By which Slurm may announce to all of a job's processes that its time ends: submitit listens.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     os.execv(command[0], command)
 
 

@@ -96,6 +96,16 @@ def locked(directory: Path) -> bool:
     return False
 
 
+def catches(process: int, number: int) -> bool:
+    """Says whether a process has a handler of its own for a signal."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+    found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(found and int(found[1], 16) >> (number - 1) & 1)
+
+
 def begin(task: Task) -> int:
     """Makes the task's folder, forgets an earlier failure, and returns the size of log.txt."""
     task.directory.mkdir(parents=True, exist_ok=True)
@@ -198,12 +208,16 @@ def slots(jobs: int | None, devices: Sequence[str], cores: Sequence[int]) -> lis
 
     Args:
         jobs: how many at once; None is one for each GPU, or one on CPU.
-        devices: of `gpus`. Jobs share one if there are more jobs than GPUs.
+        devices: of `gpus`. Each job gets as many; they share one if there are more jobs than GPUs.
         cores: that this process may use, where there is no GPU. Each gets as many, and all of
             them if it is alone.
     """
     if devices:
         jobs = jobs or len(devices)
+        if jobs < len(devices):
+            several = len(devices) // jobs
+            groups = [devices[i * several : (i + 1) * several] for i in range(jobs)]
+            return [Slot({"CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in groups]
         each = -(-jobs // len(devices))
         memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / each:.3f}"} if each > 1 else {}
         return [
@@ -285,6 +299,7 @@ class Entry:
             return 0
         begun = begin(self.task)
         self._process = popen(self.task, {})
+        signal.signal(signal.SIGTERM, self._terminate)
         self._wait()
         return settle(self.task, self._process.wait(), begun, stopping=True).code
 
@@ -297,6 +312,16 @@ class Entry:
                 os.kill(self._process.pid, signal.SIGTERM)
             self._wait()
         return DelayedSubmission(Entry(self.task))
+
+    def _terminate(self, *_: Any) -> None:
+        """Hands SIGTERM on: Slurm signals this process alone, or all of the job's.
+
+        A training that got it already catches it no more; a second one would end it unsaved.
+        """
+        assert self._process is not None
+        if catches(self._process.pid, signal.SIGTERM):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def _wait(self) -> None:
         """Waits for the process's end; Popen.wait would hang in a signal handler of its own."""
@@ -369,8 +394,14 @@ class Slurm:
         return False
 
     def start(self, tasks: Iterable[Task]) -> list[Task]:
-        """Takes up the jobs of an earlier sweep, and submits an array of the other tasks."""
-        tasks = list(tasks)
+        """Takes up the jobs of an earlier sweep, and submits an array of the other tasks.
+
+        What measures time waits until nothing else of the sweep runs or is queued.
+        """
+        asked = list(tasks)
+        tasks = [task for task in asked if not task.alone]
+        if not tasks and not self._running:
+            tasks = asked[:1]
         path = self._folder / "jobs.json"
         known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
         new = []

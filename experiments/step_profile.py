@@ -90,8 +90,9 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   taken apart, so why is not known. Tried for V3-Small in single sessions, not stored, without gain:
   seven other stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the weight
   gradient, a hard-swish by clipping, accumulators by rows.
-- **In blocks with squeeze-and-excite and ReLU** (V3), XLA computes the depthwise convolution twice,
-  once for the mean and once for the product with the gate (tests/test_fusion.py counts them).
+- **In blocks with squeeze-and-excite and ReLU** (V3), XLA computed the depthwise convolution twice,
+  once for the mean and once for the product with the gate; since ReLU is a selection there, which
+  it does not duplicate, once (tests/test_fusion.py). V3's inference was not measured again since.
 - **A second start takes longer than the 5 s that were wished** (the last table; on the faster one
   of the processors 6.4 to 6.6 s were seen in single sessions before tracing was made shorter, not
   since). Only compilation is cached: what is left is Python, above all imports and tracing

@@ -40,6 +40,7 @@ from mobilenets_jax.errors import InputError
 # Two are the fewest that have an interval; a training on ImageNet takes days.
 SEEDS = {"smoke": 2, "small": 5, "full": 1}
 POLL = 0.2  # seconds between looks at the processes
+CORES = 2  # of the estimates
 
 
 # Running ----------------------------------------------------------------------------------------
@@ -76,7 +77,9 @@ def claimed(experiments: Sequence[Experiment]) -> Iterator[None]:
         yield
 
 
-def execute(tasks: Sequence[Task], launcher: Launcher, board: Board, jobs: int) -> int:
+def execute(
+    tasks: Sequence[Task], launcher: Launcher, board: Board, jobs: int, slowness: float = 1.0
+) -> int:
     """Runs all tasks that are not finished, and returns the exit code.
 
     Args:
@@ -84,8 +87,9 @@ def execute(tasks: Sequence[Task], launcher: Launcher, board: Board, jobs: int) 
         launcher: where they run.
         board: where it is shown.
         jobs: how many the launcher runs at once, for the remaining time.
+        slowness: by how much longer than estimated each takes, until one has ended.
     """
-    status = Status(tasks, jobs)
+    status = Status(tasks, jobs, slowness)
     board.say(status.line(time.monotonic()))
     waiting: set[Task] = set()
     stopped = False
@@ -107,7 +111,7 @@ def execute(tasks: Sequence[Task], launcher: Launcher, board: Board, jobs: int) 
                     board.say(f"failed {task.name} after {seconds}: {error} (code {code})")
                 elif task.result.exists():
                     status.done.append(task)
-                    status.pace = pace(tasks)
+                    status.pace = pace(tasks, slowness)
                     accuracy = progress(task)[1]
                     reached = "" if accuracy is None else f": accuracy {accuracy:.4f}"
                     board.say(f"done {task.name} in {seconds}{reached}")
@@ -219,11 +223,11 @@ def run(options: argparse.Namespace) -> int:
         check(experiment)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = launchers.slots(options.jobs, launchers.gpus(os.environ), cores)
-    jobs = len(shares)
+    jobs, slowness = len(shares), CORES / min(CORES, len(shares[0].cores or cores) or CORES)
     if options.launcher == "slurm":
-        jobs = options.jobs or len(tasks)
+        jobs, slowness = options.jobs or len(tasks), 1.0
     if options.dry_run:
-        print(listing(planned, tasks, jobs))
+        print(listing(planned, tasks, jobs, slowness))
         return 0
     launcher: Launcher
     if options.launcher == "slurm":
@@ -232,10 +236,10 @@ def run(options: argparse.Namespace) -> int:
         launcher = launchers.Local(shares)
     with claimed(planned):
         for experiment in planned:
-            forget_outdated(experiment)
+            forget_outdated(experiment, tasks)
             logs.write_json(experiment.directory / "sweep.json", experiment.record)
         with Board(sys.stdout) as board:
-            return execute(tasks, launcher, board, jobs)
+            return execute(tasks, launcher, board, jobs, slowness)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ Owns estimates of the remaining time, the live table and the lines. Starts nothi
 
 import contextlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,10 +13,9 @@ from typing import Any, NamedTuple, TextIO
 
 from experiments.launchers import Task
 from experiments.sweep_plan import Experiment
-from mobilenets_jax import logs
-from mobilenets_jax.errors import InputError
 
 LINES = 60.0  # seconds between lines where there is no terminal
+TAIL = 1 << 18  # bytes of metrics.jsonl that are looked at
 
 
 # Time -------------------------------------------------------------------------------------------
@@ -44,20 +44,20 @@ class Pace(NamedTuple):
                 f"{self.runs} finished run(s) here"
             )
         return (
-            "estimates of ablation.cost, good to a factor of two where each has two CPU cores; no "
-            "run is finished here that would correct them"
+            "estimates of ablation.cost, good to a factor of two on CPU; no run is finished here "
+            "that would correct them"
         )
 
 
-def pace(tasks: Sequence[Task]) -> Pace:
-    """Returns the pace of the tasks that are finished."""
+def pace(tasks: Sequence[Task], slowness: float = 1.0) -> Pace:
+    """Returns the pace of the tasks that are finished; of none, what is expected."""
     ratios = []
     for task in tasks:
         if task.seconds is not None and task.result.exists():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 result = json.loads(task.result.read_text(encoding="utf-8"))
                 ratios.append(result["train_seconds"] / task.seconds)
-    return Pace(statistics.median(ratios), len(ratios)) if ratios else Pace(1.0, 0)
+    return Pace(statistics.median(ratios), len(ratios)) if ratios else Pace(slowness, 0)
 
 
 def clock(seconds: float) -> str:
@@ -75,10 +75,12 @@ def progress(task: Task) -> tuple[int, float | None]:
 
     The accuracy is of the averaged weights, the mean over the seeds; None before an evaluation.
     """
-    try:
-        lines = logs.read_metrics(task.directory / "metrics.jsonl")
-    except InputError:
-        return 0, None
+    lines = []
+    with contextlib.suppress(OSError), (task.directory / "metrics.jsonl").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        for text in file.read().splitlines():
+            with contextlib.suppress(ValueError):  # cut at the beginning, or being written
+                lines.append(json.loads(text))
     tested = [line["accuracy"] for line in lines if line.get("split") == "test_ema"]
     accuracy = tested[-1] if tested else None
     if isinstance(accuracy, list):
@@ -92,7 +94,7 @@ def progress(task: Task) -> tuple[int, float | None]:
 class Status:
     """Where a sweep stands. Tasks keep their order."""
 
-    def __init__(self, tasks: Sequence[Task], jobs: int):
+    def __init__(self, tasks: Sequence[Task], jobs: int, slowness: float = 1.0):
         self.tasks = list(tasks)
         self.jobs = jobs
         self.queued = [task for task in tasks if not task.result.exists()]
@@ -100,7 +102,7 @@ class Status:
         self.running: dict[Task, float] = {}  # since when
         self.done: list[Task] = []
         self.failed: dict[Task, str] = {}
-        self.pace = pace(tasks)
+        self.pace = pace(tasks, slowness)
 
     def left(self, now: float) -> float | None:
         """Returns the seconds that trainings still take; None if there are none."""
@@ -191,9 +193,11 @@ class Board:
         self._live.update(Group(table, Text(status.line(now))), refresh=True)
 
 
-def listing(experiments: Sequence[Experiment], tasks: Sequence[Task], jobs: int) -> str:
+def listing(
+    experiments: Sequence[Experiment], tasks: Sequence[Task], jobs: int, slowness: float = 1.0
+) -> str:
     """Returns --dry_run's text: each run with its cost, and the sum."""
-    known = pace([task for experiment in experiments for task in experiment.tasks])
+    known = pace([task for experiment in experiments for task in experiment.tasks], slowness)
     rows = [("run", "seeds", "parameters", "MACs", "pixels", "steps", "time", "")]
     for experiment in experiments:
         costs = {run["name"]: run for run in experiment.record["runs"]}

@@ -121,9 +121,12 @@ def check(experiment: Experiment) -> None:
     if path.exists():
         try:
             there = _identity(json.loads(path.read_text(encoding="utf-8")))
+            added = set(experiment.record["seeds"]) > set(there[""]["seeds"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error!r}): {instead}.") from error
         here = _identity(experiment.record)
+        if added and experiment.record["scale"] == "full":  # each seed has a folder of its own
+            there[""]["seeds"] = here[""]["seeds"]
         for key in (name for name in here if name in there):
             if here[key] != there[key]:
                 of = f" of run {key}" if key else ""
@@ -144,10 +147,10 @@ def check(experiment: Experiment) -> None:
                 raise InputError(f"{workdir} is of another config ({difference}): {instead}.")
 
 
-def forget_outdated(experiment: Experiment) -> None:
-    """Removes latencies from before a run was added: they are measured again, of all."""
+def forget_outdated(experiment: Experiment, tasks: Sequence[Task]) -> None:
+    """Removes latencies from before a run was added, if `tasks` measure them again, of all."""
     path = experiment.directory / "latency.json"
-    if path.exists():
+    if path.exists() and any(task.result == path for task in tasks):
         measured = json.loads(path.read_text(encoding="utf-8"))
         if any(run["name"] not in measured for run in experiment.record["runs"]):
             path.unlink()

@@ -5,7 +5,8 @@
 
 `run` trains for about an hour on two slow cores, goes on where it was if it is started again, and
 writes experiments/results/fashion_mnist_time.json. It should have the cores for itself: the time
-of each test is that of the wall clock, with compilation and evaluations.
+of each test is that of the training, with compilation and evaluations, from when the data set is
+open and the weights are drawn.
 
 Owns the recipe, what is stored and how it is drawn. Finding: not measured.
 """

@@ -99,6 +99,12 @@ def test_cost():
     assert thin.macs < cost.macs
 
 
+def test_cost_needs_the_number_of_images():
+    run = ablation.Run("a", "configs/v2.py:dataset=cifar10", {}, {})
+    with pytest.raises(InputError, match="How many images 'cifar10' has is not known: put it"):
+        ablation.cost(run)
+
+
 @pytest.mark.parametrize("model", list(ablation.CONFIGS))
 def test_alpha_for_finds_the_nearest_network(model):
     macs = 5_000_000

@@ -250,7 +250,13 @@ def test_locked(tmp_path):
             [0],
             [Slot({"CUDA_VISIBLE_DEVICES": "0"}), Slot({"CUDA_VISIBLE_DEVICES": "1"})],
         ),
-        (1, ["4", "5"], [0], [Slot({"CUDA_VISIBLE_DEVICES": "4"})]),
+        (1, ["4", "5"], [0], [Slot({"CUDA_VISIBLE_DEVICES": "4,5"})]),
+        (
+            2,
+            ["0", "1", "2", "3", "4"],
+            [0],
+            [Slot({"CUDA_VISIBLE_DEVICES": "0,1"}), Slot({"CUDA_VISIBLE_DEVICES": "2,3"})],
+        ),
     ],
 )
 def test_slots(jobs, devices, cores, expected):
@@ -362,6 +368,52 @@ def test_checkpoint_saves_and_goes_on(tmp_path):
     assert isinstance(again, submitit.helpers.DelayedSubmission)
     assert isinstance(again.function, Entry)
     assert again.function.task == a
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_cancelled_job_hands_sigterm_on_once(tmp_path, both):
+    """Slurm signals the job's own process alone, or the training too: it saves either way."""
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "here = pathlib.Path(sys.argv[1]).parent\n"
+        "def save(*_):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "    time.sleep(0.5); (here / 'saved').touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "(here / 'partial').write_text(str(os.getpid()))\n"
+        "os.replace(here / 'partial', here / 'ready'); time.sleep(60)"
+    )
+    a = task(tmp_path, "a", code)
+    fields = f"{a.name!r}, {a.command!r}, Path({str(a.directory)!r}), Path({str(a.result)!r})"
+    program = (
+        "import sys; from pathlib import Path; from experiments.launchers import Entry, Task\n"
+        f"sys.exit(Entry(Task({fields}))())"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=launchers.ROOT) as job:
+        wait_for(a.directory / "ready")
+        if both:
+            os.kill(int((a.directory / "ready").read_text()), signal.SIGTERM)
+            time.sleep(0.2)
+        job.terminate()
+        assert job.wait() == STOPPED
+    assert (a.directory / "saved").exists()
+
+
+@pytest.mark.parametrize("alone", [0, 1])
+def test_slurm_measures_time_when_nothing_else_runs(tmp_path, alone):
+    pytest.importorskip("submitit")
+    tasks = [task(tmp_path, name, f"import time; time.sleep(0.5); {WRITE}") for name in "abc"]
+    tasks = [*tasks[:alone], *(each._replace(alone=True) for each in tasks[alone:])]
+    launcher = Slurm(tmp_path / "slurm", cluster="local")
+    started = []
+    while tasks:
+        new = launcher.start(tasks)
+        assert len(new) <= 1
+        started += new
+        assert launcher.start([each for each in tasks if each not in new]) == []
+        finish(launcher, 1)
+        tasks = [each for each in tasks if each not in new]
+    assert [each.name for each in started] == ["a", "b", "c"]
 
 
 FAKES = {

@@ -22,6 +22,9 @@ def test_progress(tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4')
     assert sweep_board.progress(task) == (30, 0.625)
+    text += '{"step": 40, "split": "train", "accuracy": [0.9, 0.9]}\n' * (sweep_board.TAIL // 50)
+    (tmp_path / "metrics.jsonl").write_text(text)  # of which the beginning is not read
+    assert sweep_board.progress(task) == (40, None)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,13 @@ def test_progress(tmp_path):
 )
 def test_clock(seconds, text):
     assert sweep_board.clock(seconds) == text
+
+
+def test_estimates_are_slower_until_a_run_has_ended(tmp_path):
+    task = Task("x/a", (), tmp_path, tmp_path / "result.json", seconds=60.0)
+    assert sweep_board.pace([task], 2.0) == sweep_board.Pace(2.0, 0)
+    (tmp_path / "result.json").write_text('{"train_seconds": 90}')
+    assert sweep_board.pace([task], 2.0) == sweep_board.Pace(1.5, 1)
 
 
 def test_remaining_time(tmp_path):
