@@ -40,7 +40,7 @@ from experiments.benchmark_rounds import (
     twin_in,
     workers,
 )
-from mobilenets_jax import costs, specs
+from mobilenets_jax import costs, logs, specs
 from mobilenets_jax.errors import InputError, choose
 
 TASKS, DTYPES = ("training", "inference"), ("float32", "bfloat16")
@@ -134,6 +134,7 @@ def _circumstances(threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": linux.processor(),
         "versions": versions,
+        "git_revision": logs.git_revision(Path(__file__).parent),
         "environment": environment(threads),
     }
 

@@ -42,33 +42,37 @@ others anew.
 - **Conditions.** Each contender runs in a process of its own, with the same cores, threads and
   environment (ours included: the allocator's setting is given to all). Rounds are interleaved,
   A B C A B C …; a round is one step that is not timed, for the caches and the memory that others
-  left cold, and as many as fill a second, at least one. Images per second are at the median round;
-  quartiles in brackets, of 3 to 7 rounds (of 3 they say little). "–" was not run.
+  left cold, and as many as fill a second (0.05 s, of a layer), at least one. Images per second are
+  at the median round; quartiles in brackets, of 3 to 7 rounds (of 3 they say little). "–" was not
+  run.
 - **Training step**: forward with BatchNorm's statistics and dropout, cross entropy, backward, SGD
   with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
   fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
   no folding. Inputs, labels and weights are random, and the inputs are in place before the clock
-  starts.
+  starts, but for LiteRT, which copies them in.
 - **Naive twin**: the same network in Flax as usually written, `nn.Conv` with `feature_group_count`.
   *Difference* is between its results and ours after the first step, norm of the difference over the
   norm: of the logits; or of the gradient / of loss and new BatchNorm statistics, whichever is
   larger. Rounding to float32 alone moves the gradient of V2 by a hundredth (PyTorch's and ours
-  against float64: docs/weights.md). So the step is taken in float64, too, with up to 32 images of
-  up to 96 pixels: the last number is the largest difference of loss, gradient and statistics
-  there. More than 1e-10 would be marked "not equal". Where the twin has no time, it took one step
-  for this comparison alone. In bfloat16 both round; there the numbers are our distance from the
-  twin in float32 and, in brackets, that of the twin in bfloat16. More than twice as far would be
-  marked "not equal". "–" was not compared.
+  against float64: docs/weights.md). So the step can be taken in float64, too, with up to 32 images
+  of up to 96 pixels: a last number, where there is one, is the largest difference of loss, gradient
+  and statistics there. More than 1e-10 would be marked "not equal". Where the twin has no time, it
+  took one step for this comparison alone. In bfloat16 both round; there the numbers are our
+  distance from the twin in float32 and, in brackets, that of the twin in bfloat16. More than twice
+  as far would be marked "not equal". "–" was not compared.
 - **Ratios** are peer's time over ours: above 1, ours is faster. PyTorch (torchvision; timm for V1)
   is shown at the fastest setting that was measured, of eager and `torch.compile`, NCHW and
   channels_last (NHWC below); in brackets the lowest and highest ratio within a round.
 - **Peak memory**: on a CPU the process's resident memory during the timed steps (the high-water
   mark is set back after compilation), and of it what was added since the libraries were loaded:
-  PyTorch's are larger than JAX's, whose own start is in what it added. On a GPU the device's, ours
+  PyTorch's are larger than JAX's, whose own start is in what it added. What the compiler took and
+  freed was given back before (`malloc_trim`), which trainings don't do; with it the peaks are
+  higher, and stored too. On a GPU the device's, ours
   with the first step in it, which cannot be set back there.
   **First step** is the time to the end of the first step, with compilation and without any cache.
 - **Of the floor**: the floor over our time, with what bounds it in brackets. The floor is the
-  larger of the step's operations over the measured peak of matrix products and its bytes over the
+  larger of the step's operations over the measured peak of XLA's matrix products (other libraries
+  may do better: in bfloat16, and in single layers, some of PyTorch's do) and its bytes over the
   measured bandwidth of copies, for a program that fuses everything between two convolutions
   (`experiments/benchmark_floor.py`). Where all of a step's bytes together fit the last cache, the
   bandwidth is that of copies within it; elsewhere it is main memory's. It is a mark, not what can
@@ -434,7 +438,11 @@ def render(cells: list[dict[str, Any]]) -> str:
         lines += ["", f"## {device}", ""]
         runs = [cell["run"] for cell in here]
         days = sorted({run["date"][:10] for run in runs})
-        lines.append(f"- Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}.")
+        revisions = ", ".join(dict.fromkeys(run.get("git_revision") or "" for run in runs))
+        lines.append(
+            f"- Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}; code of "
+            f"{f'revision {revisions}' if revisions.strip(', ') else 'an unknown revision'}."
+        )
         for field, join in (("versions", " "), ("environment", "=")):
             texts = {
                 ", ".join(f"{key}{join}{value}" for key, value in run[field].items()): None

@@ -3,12 +3,12 @@
     python -m experiments.sweep experiments/v3_components.py --workdir=DIR --scale=small --seeds=3
 
 One change at a time to V3-Large: no squeeze-and-excite; ReLU everywhere; h-swish from 112 pixels
-on, which is everywhere (the paper's @16; its own is @80, and its @112 has no counterpart here), and
-but at smoke scale from 28 and from 7 on, of which the paper says nothing; the last stage as it was
-before its redesign; a stem of 32 filters; a stem of 32 with ReLU, as it was
-before; and the last two changes together. The paper on ImageNet: ReLU 0.7 points worse, h-swish
-everywhere 0.2 better, the redesigned ends as good as those before and 7 + 2 ms faster of 60 on a
-Pixel 1. It has no V3 without squeeze-and-excite, but MnasNet with it, 0.3 points better.
+on, which is everywhere (the paper's @16; its own is @80, and its @112 has no counterpart here);
+but at smoke scale, h-swish from 28 and from 7 on, with ReLU in the stem, of which the paper says
+nothing; the last stage as it was before its redesign; a stem of 32 filters; a stem of 32 with ReLU,
+as it was before; and the last two changes together. The paper on ImageNet: ReLU 0.7 points worse,
+h-swish everywhere 0.2 better, the redesigned ends as good as those before and 7 + 2 ms faster of 60
+on a Pixel 1. It has no V3 without squeeze-and-excite, but MnasNet with it, 0.3 points better.
 
 Estimated time on two CPU cores: 5 min at smoke scale with 2 seeds, 25 min at small scale with
 3 seeds.

@@ -26,9 +26,11 @@ def _relu6(x: Array) -> Array:
 
 
 def _relu_by_selection(x: Array) -> Array:
-    # XLA:CPU fuses what has one large operand, as a maximum has, into each of its users, and the
-    # depthwise convolution with it: squeeze-and-excite, which has two, would compute it twice.
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
+def _relu6_by_selection(x: Array) -> Array:
+    return _relu_by_selection(jnp.where(x >= 6, jnp.full((), 6, x.dtype), x))
 
 
 def _linear(x: Array) -> Array:
@@ -46,6 +48,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "mish": jax.nn.mish,
     "linear": _linear,
 }
+# XLA:CPU fuses what has one large operand, as a maximum has, into each of its users, with it the
+# depthwise convolution before: squeeze-and-excite, with two users, would have it computed twice.
+BY_SELECTION = {"relu": _relu_by_selection, "relu6": _relu6_by_selection}
 SE_GATES: dict[str, Callable[[Array], Array]] = {
     "hard_sigmoid": jax.nn.hard_sigmoid,
     "sigmoid": jax.nn.sigmoid,
@@ -87,6 +92,7 @@ class ConvBN(nn.Module):
         dtype: of the computation; parameters and statistics are float32.
         folded: a bias stands for BatchNorm, see `fold.fold_batch_norm`.
         depthwise_implementation: see `depthwise.depthwise_conv`.
+        used_twice: the output has two users, see `BY_SELECTION`.
 
     The kernel is `[k, k, C]` (depthwise), `[I, O]` (1×1) or `[k, k, I, O]`.
     """
@@ -100,6 +106,7 @@ class ConvBN(nn.Module):
     dtype: Any = jnp.float32
     folded: bool = False
     depthwise_implementation: str | None = None
+    used_twice: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -135,9 +142,8 @@ class ConvBN(nn.Module):
                     dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 )
         activation = ACTIVATIONS[self.activation]
-        shifted = self.depthwise and self.depthwise_implementation != "lax"
-        if self.activation == "relu" and shifted and not train:
-            activation = _relu_by_selection
+        if self.used_twice and self.depthwise_implementation != "lax" and not train:
+            activation = BY_SELECTION.get(self.activation, activation)
         if self.folded:
             bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
             return activation(x + bias).astype(self.dtype)
@@ -239,6 +245,7 @@ class MobileBlock(nn.Module):
                 activation=row.activation,
                 depthwise=True,
                 depthwise_implementation=self.depthwise_implementation,
+                used_twice=row.se,
                 name="depthwise",
                 **common,
             )(x, train)

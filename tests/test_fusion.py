@@ -5,17 +5,22 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import create_model
 
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
 
 
-def inference_hlo(name, alpha=0.5, **arguments):
+def inference_hlo(name, alpha=0.5, folded=False, **arguments):
     model = create_model(name, 10, alpha, **arguments)
     x = jnp.zeros((2, 64, 64, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    if folded:
+        ones = jax.tree.map(lambda each: np.ones(each.shape, each.dtype), variables)
+        model, variables = fold_batch_norm(model, ones)
     compiled = jax.jit(functools.partial(model.apply, train=False)).lower(variables, x).compile()
     return model.spec, compiled.as_text()
 
@@ -33,9 +38,18 @@ def computations(hlo):
     return found
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activation(name):
-    spec, hlo = inference_hlo(name)
+# The last instruction of an activation.
+ENDS = {"relu": ("maximum", "select"), "relu6": ("clamp", "select"), "hswish": ("multiply",)}
+CASES = [(name, {"folded": folded}) for name in NETWORKS for folded in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [*CASES, ("mobilenet_v2", {"se": True, "folded": True})]
+)
+def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activation(
+    name, arguments
+):
+    spec, hlo = inference_hlo(name, **arguments)
     assert not re.search(r" convolution\(", hlo)
     bodies = computations(hlo)
     for i, block in enumerate(spec.blocks):
@@ -43,18 +57,19 @@ def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activa
 
         def products(body, layer=layer):
             return sum(
-                code == "multiply" and layer in op and "/bn/" not in op for code, op, _ in body
+                code == "multiply" and layer in op and not re.search("/bn/|hard_silu", op)
+                for code, op, _ in body
             )
 
         holders = {key: body for key, body in bodies.items() if products(body)}
-        (body,) = holders.values()  # of all k² products …
+        ((holder, body),) = holders.items()  # of all k² products …
         assert products(body) == block.kernel**2
         # … one instruction of the program calls it, and what it returns is the activation's.
-        (holder,) = holders
         (call,) = [line for line in hlo.splitlines() if re.search(rf"calls=%?{holder}\b", line)]
         assert " fusion(" in call
-        (root,) = [op for _, op, line in body if line.lstrip().startswith("ROOT")]
-        assert f"{layer}bn/" in root + call
+        last = [(code, op) for code, op, _ in body if layer in op and code != "bitcast"][-1]
+        assert last[0] in ENDS[block.activation]
+        assert layer in call
 
 
 def test_another_implementation_would_be_seen():
