@@ -10,19 +10,6 @@ from mobilenets_jax.errors import InputError
 RESULT = {"versions": {"jax": "0.10.2"}, "device": {"kind": "cpu"}}
 
 
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Puts a script in the place of Python, which gets the command line of a training."""
-
-    def write(text):
-        path = tmp_path / "program"
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(replica_time.sys, "executable", str(path))
-
-    return write
-
-
 def row(singles, replicas=8, together=50.0):
     return {
         "flags": ["--config=configs/v2.py"],

@@ -6,19 +6,6 @@ from experiments import start_time
 from mobilenets_jax.errors import InputError
 
 
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Puts a script in the place of Python: it gets the command line of a training."""
-
-    def write(text):
-        path = tmp_path / "program"
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(start_time.sys, "executable", str(path))
-
-    return write
-
-
 def test_the_clock_stops_at_the_first_step(tmp_path, program):
     folder = 'for last; do :; done; folder=${last#--workdir=}; mkdir "$folder"'
     program(f'{folder}; sleep 0.3; echo "{{}}" > "$folder/metrics.jsonl"; exec sleep 60')
