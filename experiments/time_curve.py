@@ -30,7 +30,7 @@ CONFIG = "configs/v2.py:dataset=fashion_mnist"
 # Longer than the config's own 2.5 epochs, so with more augmentation and regularization.
 FIELDS = (
     "model.alpha=0.5",
-    "epochs=20",
+    "epochs=34",
     "eval_every=1",
     "batch_size=64",
     "schedule.learning_rate=0.06",

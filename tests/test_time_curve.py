@@ -60,4 +60,4 @@ def test_recipe_is_a_config():
     for key in ("batch_size", "augment.padding"):
         values[key] = int(values[key])
     config = ablation.config(Run("x", time_curve.CONFIG, values, {}))
-    assert (config.epochs, config.batch_size, config.model.alpha) == (20.0, 64, 0.5)
+    assert (config.epochs, config.batch_size, config.model.alpha) == (34.0, 64, 0.5)
