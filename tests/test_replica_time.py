@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import replica_time
+from experiments import documents, replica_time
 from mobilenets_jax.errors import InputError
 
 RESULT = {"versions": {"jax": "0.10.2"}, "device": {"kind": "cpu"}}
@@ -31,6 +31,13 @@ def test_table_says_how_many_ran():
     table = replica_time.table([row([40.0] + 7 * [10.0]), row([40.0, 10.0, 10.0])])
     assert "| 8 | 110 | 50 | 0.45 | P, 2 cores, 2026-11-27, jax 0.10.2 |" in table
     assert "| 8 | 110 (of 3 runs) | 50 | 0.45 |" in table
+
+
+def test_readme_is_of_the_stored_files():
+    rows = [json.loads(path.read_text()) for path in sorted(replica_time.STORED.glob("*.json"))]
+    assert rows
+    readme = replica_time.README.read_text(encoding="utf-8")
+    assert documents.replaced(readme, "replicas", replica_time.table(rows)) == readme
 
 
 def test_all_seeds_run_between_the_single_ones(tmp_path, program):

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import ablation, time_curve
+from experiments import ablation, documents, time_curve
 from experiments.ablation import Run
 
 
@@ -49,9 +49,26 @@ def test_the_hours_end_is_the_last_test_before_it(tmp_path):
     assert "93.00 % of the 10,000 test images after 60 minutes (2 epochs), 94.00 % at its" in text
 
 
+def test_an_end_within_the_hour_is_told_once(tmp_path):
+    found = stored(tmp_path)
+    del found["tests"][2]
+    text = time_curve.text(found)
+    assert (
+        "93.00 % of the 10,000 test images after 60 minutes (2 epochs), averaged weights." in text
+    )
+
+
 def test_picture_shows_both_weights_and_the_table(tmp_path):
     time_curve.draw(stored(tmp_path), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_readme_is_of_the_stored_training():
+    stored = json.loads(time_curve.STORED.read_text(encoding="utf-8"))
+    readme = time_curve.README.read_text(encoding="utf-8")
+    assert documents.replaced(readme, "time", time_curve.text(stored)) == readme
+    config = stored["result"]["config"]
+    assert (config["epochs"], config["batch_size"], config["model"]["alpha"]) == (34.0, 64, 0.5)
 
 
 def test_recipe_is_a_config():
