@@ -134,8 +134,8 @@ EVERYTHING = {"augment__cutmix": 1.0, "augment__crop": "pad", "augment__rotate":
         ),
         pytest.param(
             {"optimizer__name": "adamw", "optimizer__clip_norm": 1.0, **EVERYTHING},
-            [{"seed": 3, "schedule__learning_rate": 0.002, "optimizer__weight_decay": 0.5},
-             {"seed": 3, "schedule__learning_rate": 0.001, "optimizer__weight_decay": 0.0}],
+            [{"seed": 3, "schedule__learning_rate": 0.02, "optimizer__weight_decay": 0.5},
+             {"seed": 3, "schedule__learning_rate": 0.01, "optimizer__weight_decay": 0.0}],
             marks=pytest.mark.slow,
         ),
         ({"schedule__name": "constant"},
