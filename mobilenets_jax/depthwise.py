@@ -101,7 +101,9 @@ def _shift(x: Array, kernel: Array, *, strides: int, pads: Pads) -> Array:
     dtype = _accumulator(x.dtype)
     kernel = kernel.astype(dtype)
     total = jnp.zeros((), dtype)
-    for i, j, window in _windows(_pad(x, *pads), kernel.shape[0], strides):
+    # One array to read: XLA would take the window that meets no padding from x itself.
+    padded = lax.optimization_barrier(_pad(x, *pads))
+    for i, j, window in _windows(padded, kernel.shape[0], strides):
         total = total + window.astype(dtype) * kernel[i, j]
     return total.astype(x.dtype)
 

@@ -70,6 +70,13 @@ def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activa
         last = [(code, op) for code, op, _ in body if layer in op and code != "bitcast"][-1]
         assert last[0] in ENDS[block.activation]
         assert layer in call
+        # Of the feature maps it reads one, the padded ones.
+        shapes = [
+            re.search(r"f32\[([\d,]+)\]", line)[1].split(",")
+            for code, _, line in body
+            if code == "parameter"
+        ]
+        assert [len(shape) for shape in shapes].count(4) == 1, shapes
 
 
 def test_another_implementation_would_be_seen():
