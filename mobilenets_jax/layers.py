@@ -14,6 +14,7 @@ from jax import lax
 
 from mobilenets_jax.depthwise import depthwise_conv
 from mobilenets_jax.norm import BatchNorm
+from mobilenets_jax.pointwise import expand_conv, pointwise_conv
 from mobilenets_jax.specs import Block, Spec, pad_amounts
 from mobilenets_jax.stem import stem_conv
 
@@ -64,21 +65,6 @@ _depthwise_init = nn.initializers.variance_scaling(
 )
 
 
-def pointwise_conv(x: Array, kernel: Array) -> Array:
-    """A 1×1 convolution as one matrix product.
-
-    In 2-D, because XLA:CPU takes several times as long for the 4-D array's backward pass.
-
-    Args:
-        x: `[N, H, W, I]`.
-        kernel: `[I, O]`.
-
-    Returns:
-        `[N, H, W, O]`.
-    """
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
 class ConvBN(nn.Module):
     """Convolution without bias → BatchNorm → activation; folded, convolution with bias instead.
 
@@ -93,6 +79,7 @@ class ConvBN(nn.Module):
         folded: a bias stands for BatchNorm, see `fold.fold_batch_norm`.
         depthwise_implementation: see `depthwise.depthwise_conv`.
         used_twice: the output has two users, see `BY_SELECTION`.
+        expand: a 1×1 convolution whose input is in memory, see `pointwise.expand_conv`.
 
     The kernel is `[k, k, C]` (depthwise), `[I, O]` (1×1) or `[k, k, I, O]`.
     """
@@ -107,11 +94,13 @@ class ConvBN(nn.Module):
     folded: bool = False
     depthwise_implementation: str | None = None
     used_twice: bool = False
+    expand: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[N, H, W, I]` to `[N, H', W', O]`."""
         k, channels = self.kernel, x.shape[-1]
+        for_inference = self.depthwise_implementation != "lax" and not train
         x = x.astype(self.dtype)
         if self.depthwise:
             kernel = self.param("kernel", _depthwise_init, (k, k, channels), jnp.float32)
@@ -124,7 +113,8 @@ class ConvBN(nn.Module):
             )
         elif k == 1 and self.strides == 1:
             kernel = self.param("kernel", _fan_out, (channels, self.out), jnp.float32)
-            x = pointwise_conv(x, kernel.astype(self.dtype))
+            convolve = expand_conv if self.expand and for_inference else pointwise_conv
+            x = convolve(x, kernel.astype(self.dtype))
         else:
             kernel = self.param("kernel", _fan_out, (k, k, channels, self.out), jnp.float32)
             # Keras V1's fixed padding is that of its depthwise layers; its stem pads "same".
@@ -142,7 +132,7 @@ class ConvBN(nn.Module):
                     dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 )
         activation = ACTIVATIONS[self.activation]
-        if self.used_twice and self.depthwise_implementation != "lax" and not train:
+        if self.used_twice and for_inference:
             activation = BY_SELECTION.get(self.activation, activation)
         if self.folded:
             bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
@@ -211,9 +201,14 @@ class MobileBlock(nn.Module):
         common = {"spec": self.spec, "dtype": self.dtype, "folded": self.folded}
         block_input = x
         if row.expansion != x.shape[-1]:
-            x = ConvBN(out=row.expansion, activation=row.activation, name="expand", **common)(
-                x, train
-            )
+            x = ConvBN(
+                out=row.expansion,
+                activation=row.activation,
+                depthwise_implementation=self.depthwise_implementation,
+                expand=True,
+                name="expand",
+                **common,
+            )(x, train)
         before = expanded_before if row.shortcut == "expansion" else None
         if before is not None and before.shape == x.shape:
             x = x + before

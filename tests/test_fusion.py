@@ -79,6 +79,37 @@ def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activa
         assert [len(shape) for shape in shapes].count(4) == 1, shapes
 
 
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_an_expansion_of_few_channels_is_one_fusion_with_its_activation_and_the_padding(
+    name, arguments
+):
+    spec, hlo = inference_hlo(name, **arguments)
+    bodies = computations(hlo)
+    inputs = [spec.stem.out, *(block.out for block in spec.blocks)]
+    few = [
+        (i, channels)
+        for i, (block, channels) in enumerate(zip(spec.blocks, inputs, strict=False))
+        if block.expansion != channels <= 16
+    ]
+    assert few or name == "mobilenet_v1"
+    for i, channels in few:
+        layer = f"/blocks_{i}/expand/"
+        assert not any(
+            code == "dot" and layer in op for body in bodies.values() for code, op, _ in body
+        )
+
+        def products(body, layer=layer):
+            return sum(
+                code == "multiply" and layer in op and not re.search("/bn/|hard_silu", op)
+                for code, op, _ in body
+            )
+
+        ((holder, body),) = {key: body for key, body in bodies.items() if products(body)}.items()
+        assert products(body) == channels
+        assert len(re.findall(rf"calls=%?{holder}\b", hlo)) == 1
+        assert any(code == "pad" and f"/blocks_{i}/depthwise/" in op for code, op, _ in body)
+
+
 def test_another_implementation_would_be_seen():
     """XLA's grouped convolution has no such products."""
     spec, hlo = inference_hlo("mobilenet_v2", depthwise_implementation="lax")

@@ -10,7 +10,7 @@ import numpy_reference as reference
 import pytest
 
 from mobilenets_jax import layers, specs
-from mobilenets_jax.layers import ConvBN, MobileBlock, SqueezeExcite, pointwise_conv
+from mobilenets_jax.layers import ConvBN, MobileBlock, SqueezeExcite
 from mobilenets_jax.specs import Block, Conv, Spec
 
 SPEC = Spec("tiny", "v3", Conv(3, 8, "relu"), ())
@@ -84,13 +84,6 @@ def test_activation_values_by_hand():
 
 
 # Convolutions
-
-
-def test_pointwise_conv_is_a_1x1_convolution():
-    x, kernel = normal(2, 5, 3, 7), normal(7, 4)
-    got = pointwise_conv(jnp.asarray(x), jnp.asarray(kernel))
-    expected = reference.convolution(x, kernel[None, None], 1, "same")
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", specs.PADDINGS)
@@ -286,7 +279,7 @@ def test_expansion_shortcut_adds_the_expansion_before():
     x, before = normal(2, 4, 4, 8), normal(2, 4, 4, 24)
     row = Block(3, 24, 8, False, "relu6", 1, shortcut="expansion")
     module, variables = block(row, x)
-    expand = ConvBN(SPEC, 24, activation="relu6")
+    expand = ConvBN(SPEC, 24, activation="relu6", expand=True)
     own = expand.apply({k: v["expand"] for k, v in variables.items()}, x, False)
     _, expanded = module.apply(variables, x, False)
     np.testing.assert_array_equal(expanded, own)

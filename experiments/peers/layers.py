@@ -39,7 +39,7 @@ def _jax(name: str, cell: peers.LayerCell, x: Any, kernel: Any, g: Any) -> peers
     from jax import lax
 
     from mobilenets_jax.depthwise import depthwise_conv
-    from mobilenets_jax.layers import pointwise_conv
+    from mobilenets_jax.pointwise import pointwise_conv
 
     def forward(x: Any, kernel: Any) -> Any:
         if name == "nn.Conv":
