@@ -65,7 +65,10 @@ def prepare(run: ablation.Run) -> Network:
     images = jnp.asarray(
         jax.random.normal(jax.random.key(0), (BATCH, resolution, resolution, 3), jnp.float32)
     )
-    apply = jax.jit(lambda variables, images: folded.apply(variables, images))
+    apply = jax.jit(
+        lambda variables, images: folded.apply(variables, images),
+        compiler_options=runtime.inference_options(),
+    )
 
     def call() -> Any:
         return apply(variables, images).block_until_ready()

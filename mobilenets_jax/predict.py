@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from mobilenets_jax import config as config_lib
-from mobilenets_jax import data, plots, predictors, steps
+from mobilenets_jax import data, plots, predictors, runtime, steps
 from mobilenets_jax.augment import evaluation_transform
 from mobilenets_jax.datasets import IMAGE_SUFFIXES
 from mobilenets_jax.errors import InputError
@@ -249,7 +249,7 @@ def _compiled(predictor: Predictor) -> Callable[[Any, np.ndarray], jax.Array]:
         logits: Any = predictor.model.apply(variables, steps.normalize(images, predictor.config))
         return jax.nn.softmax(logits)
 
-    return jax.jit(probabilities)
+    return jax.jit(probabilities, compiler_options=runtime.inference_options())
 
 
 def _prediction(file: str, probabilities: np.ndarray, predictor: Predictor) -> Prediction:

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mobilenets_jax import runtime
+from mobilenets_jax.depthwise import depthwise_conv
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,6 +154,20 @@ print(min(b - a for a, b in zip(faults[2:], faults[3:])))
         text=True,
     ).stdout
     assert int(output) < 20  # 64 huge pages, or 32,768 small ones, if it went back
+
+
+def test_inference_options_are_the_platforms_and_change_no_result(monkeypatch):
+    x, kernel = jnp.linspace(0, 1, 2 * 9 * 9 * 48).reshape(2, 9, 9, 48), jnp.ones((3, 3, 48))
+
+    def layer(x):
+        return jnp.clip(depthwise_conv(x, kernel, 1, "same"), 0, 6)
+
+    options = runtime.inference_options()
+    assert options == {"xla_cpu_prefer_vector_width": 512}
+    found = jax.jit(layer, compiler_options=options)(x)
+    np.testing.assert_array_equal(found, jax.jit(layer)(x))
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert runtime.inference_options() is None
 
 
 @pytest.mark.slow

@@ -81,7 +81,10 @@ def _named(group: str, tree: Any) -> dict[str, np.ndarray]:
 
 def _inference(model: Any, variables: Any, images: Any, _: Any) -> Any:
     variables = jax.tree.map(jnp.asarray, variables)
-    apply = jax.jit(lambda variables, images: model.apply(variables, images))
+    apply = jax.jit(
+        lambda variables, images: model.apply(variables, images),
+        compiler_options=runtime.inference_options(),
+    )
 
     def step() -> np.ndarray:
         return np.asarray(apply(variables, images))
