@@ -101,7 +101,8 @@ def _shift(x: Array, kernel: Array, *, strides: int, pads: Pads) -> Array:
     dtype = _accumulator(x.dtype)
     kernel = kernel.astype(dtype)
     total = jnp.zeros((), dtype)
-    # One array to read: XLA would take the window that meets no padding from x itself.
+    # One array to read: XLA:CPU would take the windows that meet no padding from x itself, and
+    # compute anew what makes x.
     padded = lax.optimization_barrier(_pad(x, *pads))
     for i, j, window in _windows(padded, kernel.shape[0], strides):
         total = total + window.astype(dtype) * kernel[i, j]

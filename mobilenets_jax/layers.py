@@ -77,9 +77,11 @@ class ConvBN(nn.Module):
         depthwise: one kernel per channel.
         dtype: of the computation; parameters and statistics are float32.
         folded: a bias stands for BatchNorm, see `fold.fold_batch_norm`.
-        depthwise_implementation: see `depthwise.depthwise_conv`.
+        depthwise_implementation: see `depthwise.depthwise_conv`; "lax" keeps inference as exporters
+            understand it.
         used_twice: the output has two users, see `BY_SELECTION`.
-        expand: a 1×1 convolution whose input is in memory, see `pointwise.expand_conv`.
+        expand: a 1×1 convolution whose output has one reader, an elementwise one: see
+            `pointwise.expand_conv` and `norm.product_batch_norm`.
 
     The kernel is `[k, k, C]` (depthwise), `[I, O]` (1×1) or `[k, k, I, O]`.
     """
@@ -100,7 +102,8 @@ class ConvBN(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[N, H, W, I]` to `[N, H', W', O]`."""
         k, channels = self.kernel, x.shape[-1]
-        for_inference = self.depthwise_implementation != "lax" and not train
+        fuses = self.depthwise_implementation != "lax" and not train
+        normalised_kernel = None  # of a convolution that is left to BatchNorm
         x = x.astype(self.dtype)
         if self.depthwise:
             kernel = self.param("kernel", _depthwise_init, (k, k, channels), jnp.float32)
@@ -113,8 +116,11 @@ class ConvBN(nn.Module):
             )
         elif k == 1 and self.strides == 1:
             kernel = self.param("kernel", _fan_out, (channels, self.out), jnp.float32)
-            convolve = expand_conv if self.expand and for_inference else pointwise_conv
-            x = convolve(x, kernel.astype(self.dtype))
+            kernel = kernel.astype(self.dtype)
+            if self.expand and train:
+                normalised_kernel = kernel
+            else:
+                x = (expand_conv if self.expand and fuses else pointwise_conv)(x, kernel)
         else:
             kernel = self.param("kernel", _fan_out, (k, k, channels, self.out), jnp.float32)
             # Keras V1's fixed padding is that of its depthwise layers; its stem pads "same".
@@ -132,13 +138,13 @@ class ConvBN(nn.Module):
                     dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 )
         activation = ACTIVATIONS[self.activation]
-        if self.used_twice and for_inference:
+        if self.used_twice and fuses:
             activation = BY_SELECTION.get(self.activation, activation)
         if self.folded:
             bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
             return activation(x + bias).astype(self.dtype)
         return BatchNorm(self.spec.bn_momentum, self.spec.bn_epsilon, activation, name="bn")(
-            x, train
+            x, train, normalised_kernel
         )
 
 
@@ -205,7 +211,8 @@ class MobileBlock(nn.Module):
                 out=row.expansion,
                 activation=row.activation,
                 depthwise_implementation=self.depthwise_implementation,
-                expand=True,
+                # A full convolution is not elementwise; a shortcut between expansions reads them.
+                expand=row.convolution == "depthwise" and row.shortcut != "expansion",
                 name="expand",
                 **common,
             )(x, train)

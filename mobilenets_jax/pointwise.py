@@ -3,13 +3,15 @@
 Owns how a 1×1 convolution is computed. Knows nothing of layers.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
 
-# Where `expand_conv` was measured; with more channels the products' time outweighs the memory's.
+# With more, the multiply-adds take longer than writing and reading the output saves.
 _FEW_CHANNELS = 16
 
 
@@ -29,36 +31,45 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
 
 
 def expand_conv(x: Array, kernel: Array) -> Array:
-    """`pointwise_conv`, best where an elementwise reader is all that needs the output.
+    """A 1×1 convolution whose output has one reader, an elementwise one.
 
-    Up to 16 channels it is on CPU a sum of I multiply-adds, which fuses with the activation and the
-    padding that follow; a product would write the output, a block's widest tensor, to be read
-    again. What makes x should be in memory, or it is computed for each reader's element anew.
+    Up to 16 channels it is on CPU a sum of I multiply-adds, computed where it is read: the output,
+    a block's widest tensor, is neither written nor read. Otherwise as `pointwise_conv`.
+
+    Args:
+        x: `[N, H, W, I]`.
+        kernel: `[I, O]`, of x's dtype.
+
+    Returns:
+        `[N, H, W, O]` of x's dtype.
     """
-    return _sum(x, kernel) if x.shape[-1] <= _FEW_CHANNELS else pointwise_conv(x, kernel)
+    return _few_channels(x, kernel) if x.shape[-1] <= _FEW_CHANNELS else pointwise_conv(x, kernel)
 
 
+# Blocks of the same shape are traced once, and a call outside of `jit` is one program.
+@functools.partial(jax.jit, inline=True)
 def _forward(x: Array, kernel: Array) -> Array:
     return lax.platform_dependent(x, kernel, cpu=_sum_of_products, default=pointwise_conv)
 
 
 def _sum_of_products(x: Array, kernel: Array) -> Array:
     dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x = lax.optimization_barrier(x)  # or what makes it would be computed for each channel
     total = jnp.zeros((), dtype)
     for channel in range(x.shape[-1]):
         total = total + x[..., channel, None].astype(dtype) * kernel[channel].astype(dtype)
     return total.astype(x.dtype)
 
 
-def _sum_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    # Not _sum: forward mode over this rule gives second derivatives.
+def _few_channels_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Not _few_channels: forward mode over this rule gives second derivatives.
     return _forward(x, kernel), (x, kernel)
 
 
-def _sum_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _few_channels_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     _, vjp = jax.vjp(pointwise_conv, *residuals)
     return vjp(g)
 
 
-_sum = jax.custom_vjp(_forward)
-_sum.defvjp(_sum_forward, _sum_backward)
+_few_channels = jax.custom_vjp(_forward)
+_few_channels.defvjp(_few_channels_forward, _few_channels_backward)

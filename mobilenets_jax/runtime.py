@@ -1,4 +1,4 @@
-"""What a program sets for itself: the allocator, before it starts, then how JAX runs.
+"""What a program sets for itself: the allocator, before it starts, then how JAX runs and compiles.
 
 Owns the process's environment. Knows nothing of networks or configs, and must import neither JAX
 nor NumPy before it is asked to: glibc reads its settings once, when a process starts.
@@ -71,11 +71,15 @@ def configure_jax() -> None:
 
 
 def inference_options() -> dict[str, int] | None:
-    """Returns XLA's options for a jitted forward pass (`jax.jit(..., compiler_options=…)`).
+    """Returns XLA's options for a jitted inference (`jax.jit(..., compiler_options=…)`).
 
-    On CPU, vectors of 512 bits where the processor has them (XLA's choice is 256): the depthwise
-    loops of a folded network load fewer of them. None on other platforms.
+    On CPU, vectors of 512 bits where the processor has them, if `XLA_FLAGS` does not set their
+    width (XLA's choice is 256): loops that load more than they compute take fewer loads. None
+    elsewhere. Such a function cannot be called within another `jit`.
     """
     import jax
 
-    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
+    name = "xla_cpu_prefer_vector_width"
+    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {name: 512}

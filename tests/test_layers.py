@@ -279,7 +279,7 @@ def test_expansion_shortcut_adds_the_expansion_before():
     x, before = normal(2, 4, 4, 8), normal(2, 4, 4, 24)
     row = Block(3, 24, 8, False, "relu6", 1, shortcut="expansion")
     module, variables = block(row, x)
-    expand = ConvBN(SPEC, 24, activation="relu6", expand=True)
+    expand = ConvBN(SPEC, 24, activation="relu6")
     own = expand.apply({k: v["expand"] for k, v in variables.items()}, x, False)
     _, expanded = module.apply(variables, x, False)
     np.testing.assert_array_equal(expanded, own)

@@ -1,6 +1,7 @@
 """BatchNorm and activation as one operation: flax's values, its gradients, and what is kept."""
 
 import functools
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mobilenets_jax.layers import ACTIVATIONS
-from mobilenets_jax.norm import BatchNorm, batch_norm
+from mobilenets_jax.norm import BatchNorm, batch_norm, product_batch_norm
+from mobilenets_jax.pointwise import pointwise_conv
 
 # The arithmetic is the same; compiling takes half the time.
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -386,3 +388,169 @@ def test_compiled_gradient_writes_no_intermediate_of_the_inputs_size():
 
     assert temporary(normalise) < x.nbytes / 4
     assert temporary(flax_normalise) >= x.nbytes
+
+
+# With a product before
+
+
+def of_product(x, kernel, scale, bias, activation):
+    return product_batch_norm(x, kernel, scale, bias, EPSILON, ACTIVATIONS[activation])[0]
+
+
+def after_product(x, kernel, scale, bias, activation):
+    return batch_norm(x @ kernel, scale, bias, EPSILON, ACTIVATIONS[activation])[0]
+
+
+def product_arrays(shape, outputs, activation="linear", seed=0):
+    """x, kernel, scale, bias and the gradient of the output, as `arrays`."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(rng.normal(0.5, 0.5, shape[-1:]), rng.uniform(0.7, 1.5, shape[-1:]), shape)
+    kernel = rng.normal(size=(shape[-1], outputs))
+    x, kernel = (np.float64(np.float32(a)) for a in (x, kernel))
+    _, scale, bias, g = arrays((*shape[:-1], outputs), seed=seed)
+    product = x @ kernel
+    axes = tuple(range(len(shape) - 1))
+    z = (product - product.mean(axes)) / np.sqrt(product.var(axes) + EPSILON) * scale + bias
+    for kink in KINKS.get(activation, ()):
+        g = np.where(np.abs(z - kink) < 1e-3, 0, g)
+    return x, kernel, scale, bias, g
+
+
+def product_gradients(function, activation, *arguments):
+    *arguments, g = arguments
+    y, vjp = jax.vjp(functools.partial(function, activation=activation), *arguments)
+    return y, *vjp(g.astype(y.dtype))
+
+
+def assert_each_close(got, expected, tolerance):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    shape=st.tuples(*map(st.integers, (1, 2, 1, 1), (4, 5, 6, 5))),
+    outputs=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_product_and_its_gradients_in_float64(activation, shape, outputs, seed):
+    given = product_arrays(shape, outputs, activation, seed)
+    with jax.enable_x64(True):
+        got, expected = (
+            fast_jit(functools.partial(product_gradients, function, activation))(*given)
+            for function in (of_product, after_product)
+        )
+    assert_each_close(got, expected, 1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_product_rounds_as_much_as_the_two_operations(dtype):
+    """Distance from float64, norm over norm, at most twice theirs."""
+    x, kernel, scale, bias, g = product_arrays((6, 16, 16, 8), 24, "hswish")
+    with jax.enable_x64(True):
+        x, kernel, g = (jnp.asarray(a, dtype) for a in (x, kernel, g))
+        affine = (jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32))
+        ours, theirs = (
+            fast_jit(functools.partial(product_gradients, function, "hswish"))
+            for function in (of_product, after_product)
+        )
+        got, plain = (step(x, kernel, *affine, g) for step in (ours, theirs))
+        exact = theirs(*(a.astype(jnp.float64) for a in (x, kernel, *affine, g)))
+
+        def distance(a, b):
+            return jnp.linalg.norm((a.astype(jnp.float64) - b).ravel()) / jnp.linalg.norm(b.ravel())
+
+        assert [a.dtype for a in got] == [dtype, dtype, dtype, "float32", "float32"]
+        for ours, theirs, expected in zip(got, plain, exact, strict=True):
+            assert distance(ours, expected) <= 2 * distance(theirs, expected)
+
+
+def test_product_statistics():
+    """Mean and variance are those of the product, and carry no gradient."""
+    x, kernel, scale, bias, _ = product_arrays((5, 4, 3, 6), 12)
+    with jax.enable_x64(True):
+        _, mean, var = product_batch_norm(x, kernel, scale, bias, EPSILON, jax.nn.relu)
+        np.testing.assert_allclose(mean, (x @ kernel).mean((0, 1, 2)), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(var, (x @ kernel).var((0, 1, 2)), rtol=1e-12)
+
+        def statistics(*arguments):
+            _, mean, var = product_batch_norm(*arguments, EPSILON, jax.nn.relu)
+            return mean.sum() + var.sum()
+
+        for gradient in jax.grad(statistics, (0, 1, 2, 3))(x, kernel, scale, bias):
+            np.testing.assert_array_equal(gradient, 0)
+
+
+def test_product_statistics_are_the_global_batchs():
+    given = [jnp.asarray(a, jnp.float32) for a in product_arrays((8, 3, 3, 4), 8)]
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = NamedSharding(mesh, PartitionSpec("batch"))
+    step = fast_jit(functools.partial(product_gradients, of_product, "hswish"))
+    x, *parameters, g = given
+    got = step(jax.device_put(x, spread), *parameters, jax.device_put(g, spread))
+    assert len(got[1].sharding.device_set) == 8
+    assert_each_close(got, step(*given), 1e-5)
+
+
+def test_product_second_derivatives():
+    *primals, _ = product_arrays((3, 4, 2, 3), 5)
+    tangents = tuple(np.random.default_rng(5).normal(size=a.shape) for a in primals)
+
+    def products(function, primals, tangents):
+        def loss(*primals):
+            return jnp.sum(function(*primals, activation="mish") ** 3)
+
+        gradient = jax.grad(loss, (0, 1, 2, 3))
+        value, reverse = jax.vjp(gradient, *primals)
+        return value, reverse(tangents), jax.jvp(gradient, primals, tangents)[1]
+
+    with jax.enable_x64(True):
+        got, expected = (
+            fast_jit(functools.partial(products, function))(tuple(primals), tangents)
+            for function in (of_product, after_product)
+        )
+    assert_each_close(got, expected, 1e-10)
+
+
+def test_product_vmap():
+    x, kernel, scale, bias, g = product_arrays((3, 6, 2, 4), 8, "hswish")
+    kernels = np.stack([kernel, -kernel, 2 * kernel])
+    one = functools.partial(product_gradients, of_product, "hswish")
+    with jax.enable_x64(True):
+        got = fast_jit(jax.vmap(one, (0, 0, None, None, 0)))(x, kernels, scale, bias, g)
+        for i in range(3):
+            alone = fast_jit(one)(x[i], kernels[i], scale, bias, g[i])
+            assert_each_close([a[i] for a in got], alone, 1e-12)
+
+
+@pytest.mark.parametrize("side", [32, 31])  # 1,024 rows for 8 inputs, and fewer
+def test_module_takes_the_statistics_of_a_long_product_from_its_inputs(side):
+    x, kernel, scale, bias, _ = product_arrays((1, side, side, 8), 24, "relu6")
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    variables = {"params": {"scale": scale, "bias": bias}}
+    variables["batch_stats"] = {"mean": np.zeros(24), "var": np.ones(24)}
+    model = ours("relu6")
+    y, updated = model.apply(variables, x, True, kernel, mutable=["batch_stats"])
+    plain, expected = model.apply(
+        variables, pointwise_conv(x, kernel), True, mutable=["batch_stats"]
+    )
+    assert_each_close((y, updated), (plain, expected), 1e-5)
+    assert bool(jnp.all(y == plain)) == (side == 31)
+    evaluated = model.apply(variables, x, False, kernel)
+    np.testing.assert_array_equal(evaluated, model.apply(variables, x @ kernel, False))
+
+
+def test_product_gradient_reads_no_wide_array_for_a_statistic():
+    """Of the O-wide arrays, the sums over rows are one: the bias's gradient."""
+    given = [jnp.asarray(a, jnp.float32) for a in product_arrays((4, 16, 16, 8), 24)]
+
+    def wide_sums(function):
+        step = functools.partial(product_gradients, function, "hswish")
+        reduced = r"stablehlo.reduce\(.*tensor<(?:4x16x16|1024)x24xf32>"
+        return len(re.findall(reduced, jax.jit(step).lower(*given).as_text()))
+
+    assert wide_sums(of_product) == 1
+    assert wide_sums(after_product) == 4

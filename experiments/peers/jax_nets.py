@@ -55,15 +55,22 @@ def build(name: str, cell: peers.Cell) -> peers.Contender:
     """Builds "ours" or "naive"."""
     runtime.configure_jax()
     model, variables = network(name, cell)
-    make = _training if cell.task == "training" else _inference
-    step, outputs = make(model, variables, *map(jnp.asarray, peers.inputs(cell)))
+    images, labels = map(jnp.asarray, peers.inputs(cell))
+    options = runtime.inference_options() if name == "ours" else None  # The twin's are JAX's own.
+    if cell.task == "training":
+        step, outputs = _training(model, variables, images, labels)
+        settings = "jit, state donated"
+    else:
+        step, outputs = _inference(model, variables, images, options)
+        folded = "BatchNorm folded" if name == "ours" else "BatchNorm as Flax computes it"
+        chosen = "".join(f", {key}={value}" for key, value in (options or {}).items())
+        settings = f"jit, {folded}{chosen}"
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
-    folded = "BatchNorm folded" if name == "ours" else "BatchNorm as Flax computes it"
     return peers.Contender(
         step,
         device.device_kind,
-        "jit, state donated" if cell.task == "training" else f"jit, {folded}",
+        settings,
         outputs,
         # XLA's statistics cannot be set back: on an accelerator the peak includes the first step.
         None if on_cpu else lambda: None,
@@ -79,11 +86,11 @@ def _named(group: str, tree: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _inference(model: Any, variables: Any, images: Any, _: Any) -> Any:
+def _inference(model: Any, variables: Any, images: Any, options: Any) -> Any:
     variables = jax.tree.map(jnp.asarray, variables)
     apply = jax.jit(
         lambda variables, images: model.apply(variables, images),
-        compiler_options=runtime.inference_options(),
+        compiler_options=options,
     )
 
     def step() -> np.ndarray:
