@@ -37,6 +37,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["measure"]:
 from experiments import linux, peers
 from mobilenets_jax import costs, logs, specs
 from mobilenets_jax.errors import InputError
+from mobilenets_jax.pointwise import FEW_CHANNELS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "profile"
@@ -68,39 +69,60 @@ Measured by `python -m experiments.step_profile measure --out=FILE.json` into
 `experiments/results/profile/`: the benchmark's own steps (docs/benchmarks.md says what they are)
 at 224 × 224 in float32. *ms* is the median step without the profiler; the shares are of the sum
 over the profiler's operations. A fusion counts as what its last operation is (an activation fused
-into the depthwise convolution that reads it, as depthwise), or as a product if there is one in it
-(an optimizer's update fused into the product that makes the gradient). *Products, GFLOP/s* is what
-the 1×1 convolutions and the classifier reach in their share of the time.
+into the padding of the depthwise convolution that reads it, as depthwise, and so an expansion of up
+to 16 channels in inference), or as a product if there is one in it (an optimizer's update fused
+into the product that makes the gradient). *Products, GFLOP/s* is what the 1×1 convolutions and the
+classifier reach in their share of the time.
 
 What the tables here and in docs/benchmarks.md say about the places where we are behind:
 
-- **Inference at batch 16 and 32.** Two parts are slower than they could be. The products reach 180
-  to 305 GFLOP/s, where square ones reach the peak (docs/benchmarks.md) and LiteRT runs the whole of
-  V2, batch 1 and 16, at some 250 GFLOP/s (208 at batch 32): XLA computes each as a call of a
-  library, and what follows (bias, activation, addition) is fused with the padding and the depthwise
-  convolution behind it, not with the product. And the depthwise convolution, those included, takes
-  a third of the step: a single one takes about four times as long as PyTorch's (docs/benchmarks.md,
-  layers): XLA's loop loads k² inputs and k² weights anew for every vector of outputs, and keeps
-  none in registers. The limit that we believe in, with XLA's CPU code as it is, is about what is
-  measured: for V2 at batch 16 even a depthwise part four times as fast together with products at
-  250 GFLOP/s would make 45 of 75 ms, 1.16 times PyTorch's speed. Tried in single sessions, not
-  stored, without gain: the `+dot` and `+eltwise` kinds of XLA's own library fusion, the batch in
-  chunks that fit the cache, and weights as constants of the program (0.99 to 1.04 times).
+- **Inference at batch 16 and 32.** On the Intel processor PyTorch compiled takes two thirds to
+  three quarters of our time; its tables are of code before the first three items below. On the AMD
+  one, of the code after them, it takes 0.89 (V1) to 1.03 (V2) times as long at batch 16. Found
+  since the Intel tables, in comparisons of alternating steps on the AMD processor (single sessions,
+  not stored), batch 16 and 32:
+  - The depthwise convolution read its input twice, padded and, for the windows without padding,
+    not; and what makes it (an activation, in V1 the whole stem) was computed twice. Once now:
+    1.01 to 1.11 times as fast (V2's first comparison of four said 0.91, the others 1.09).
+  - An expansion of up to 16 channels is a sum of products that fuses with activation and padding,
+    as fewer and larger fusions: 1.02 to 1.09 times as fast (at batch 1 1.02 to 1.07).
+  - Vectors of 512 bits: 1.02 to 1.06 times (at batch 1 1.00 to 1.06). XLA's loop loads k² inputs
+    and k² weights for every vector of outputs, and keeps none in registers.
+
+  What is left is, above all, products: at the peak of matrix products (docs/benchmarks.md) those of
+  V1 alone would take some 90 ms on the AMD processor, and PyTorch's whole inference takes 115. They
+  reach 180 GFLOP/s there, nine tenths of the peak; on the Intel one 180 to 305 of 383, where LiteRT
+  runs the whole of V2 at some 250. XLA computes each as a call of a library, and what follows is
+  fused with the padding behind it, not with the product. The limit that we believe in, with XLA's
+  CPU code as it is, is PyTorch's speed on the AMD processor, and less on the Intel one; 1.2 times
+  would need what is not a product to take half of its time. Tried in single sessions, not stored,
+  without gain: the `+dot` and `+eltwise` kinds of XLA's own library fusion, XLA's `FAST_RUNTIME`
+  preset, the batch in chunks that fit the cache, weights as constants of the program (0.99 to 1.04
+  times). Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9
+  to 1.4 times as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry
+  their padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of
+  1.15 to 1.3 times as many rows where maps are small).
 - **Inference at batch 1**, with two threads: the operations are so short that sharing them out
-  costs what it gains (docs/benchmarks.md: V3-Large is no faster than with one thread, V3-Small is
-  slower; with one thread we are ahead of PyTorch but for V1, and 1.35 to 1.5 times as slow as
-  LiteRT or ONNX Runtime, where 1.2 was the goal). Not tried: fewer, larger fusions.
-- **Training is ahead of PyTorch, V1 the least**: products are a larger part of its step than of the
-  others'. (In the table of the Intel machine, products that BatchNorm's arithmetic is fused with
-  count as BatchNorm; that is mended since, not measured again.)
-- **12 times the naive twin** is missed at batch 16 by V1 and V3-Small. The twin's own time was not
-  taken apart, so why is not known. Tried for V3-Small in single sessions, not stored, without gain:
-  seven other stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the weight
-  gradient, a hard-swish by clipping, accumulators by rows.
+  costs what it gains (on the Intel processor V3-Large is no faster than with one thread, V3-Small
+  is slower; with one thread we are ahead of PyTorch but for V1, and 1.35 to 1.5 times as slow as
+  LiteRT or ONNX Runtime, where 1.2 was the goal).
+- **Training** was ahead of PyTorch on the Intel processor, V1 the least, as products are a larger
+  part of its step than of the others'. On the AMD one, whose memory is slower, V1 is level with
+  PyTorch. There the sums of BatchNorm cost most, one pass over the widest arrays for each: an
+  expansion's are taken from its inputs now (V2 1.05 to 1.10 times as fast, V3 1.01 to 1.05, single
+  sessions, not stored). Tried, without gain: the same for V1's products, whose inputs are half as
+  many as their outputs (0.99 to 1.00), and expansions computed again for the gradient (0.90 to
+  0.99). In the table of the Intel machine, products that BatchNorm's arithmetic is fused with count
+  as BatchNorm; that is mended since.
+- **12 times the naive twin** is missed at batch 16 by V1, and on the Intel processor, whose tables
+  are of older code, by V3-Small. For V1 on the AMD one it would be 365 ms, of which products take
+  some 270 at their peak, and PyTorch's step takes 500. Tried for V3-Small in single sessions, not
+  stored, without gain: seven other stems (patches, rows, space to depth, banded blocks), 16 images
+  unrolled in the weight gradient, a hard-swish by clipping, accumulators by rows.
 - **In blocks with squeeze-and-excite and ReLU** (V3), XLA computed the depthwise convolution twice,
   once for the mean and once for the product with the gate; since ReLU is a selection there, which
   it does not duplicate, once (tests/test_fusion.py): the same bits 1.01 to 1.05 times as fast (a
-  single session, not stored). The benchmark of V3's inference is of before.
+  single session, not stored). The Intel machine's table of V3's inference is of before.
 - **A second start takes longer than the 5 s that were wished** (the last table; on the faster one
   of the processors 6.4 to 6.6 s were seen in single sessions before tracing was made shorter, not
   since). Only compilation is cached: what is left is Python, above all imports and tracing
@@ -200,9 +222,11 @@ def measure(cell: peers.Cell, contender: str, dump: Path) -> dict[str, Any]:
     for path in sorted(dump.glob("*after_optimizations.txt")):  # the newest of a name is kept
         compiled[path.name.split(".")[1]] = path.read_text(encoding="utf-8")
     sums = by_kind(events, compiled)
-    layers = costs.layers(specs.table(peers.MODELS[cell.model]), cell.resolution)
     products = sum(
-        x.macs for x in layers if x.kind in ("expand", "project", "last", "head", "classifier")
+        layer.macs
+        for layer in costs.layers(specs.table(peers.MODELS[cell.model]), cell.resolution)
+        if layer.kind in ("project", "last", "head", "classifier")
+        or (layer.kind == "expand" and not _fused(layer, cell, contender))
     )
     return {
         "cell": cell._asdict(),
@@ -211,6 +235,11 @@ def measure(cell: peers.Cell, contender: str, dump: Path) -> dict[str, Any]:
         "product_flops": 2 * products * cell.batch * (3 if cell.task == "training" else 1),
         "shares": {name: value / sum(sums.values()) for name, value in sums.items()},
     }
+
+
+def _fused(layer: costs.Layer, cell: peers.Cell, contender: str) -> bool:
+    """Whether an expansion is no matrix product but a part of the depthwise fusions."""
+    return (contender, cell.task) == ("ours", "inference") and layer.input[-1] <= FEW_CHANNELS
 
 
 def rows(records: list[dict[str, Any]]) -> list[str]:

@@ -212,7 +212,9 @@ class MobileBlock(nn.Module):
                 activation=row.activation,
                 depthwise_implementation=self.depthwise_implementation,
                 # A full convolution is not elementwise; a shortcut between expansions reads them.
-                expand=row.convolution == "depthwise" and row.shortcut != "expansion",
+                expand=row.expansion > x.shape[-1]
+                and row.convolution == "depthwise"
+                and row.shortcut != "expansion",
                 name="expand",
                 **common,
             )(x, train)

@@ -59,12 +59,16 @@ class MobileNet(nn.Module):
         """
         spec, normalize = self.spec, train and not frozen
         common = {"dtype": self.dtype, "folded": self.folded}
+        first = spec.blocks[0]
         x = ConvBN(
             spec,
             out=spec.stem.out,
             kernel=spec.stem.kernel,
             strides=spec.stem.strides,
             activation=spec.stem.activation,
+            depthwise_implementation=self.depthwise_implementation,
+            used_twice=(first.shortcut, first.strides, first.out)
+            == ("bottleneck", 1, spec.stem.out),
             name="stem",
             **common,
         )(x, normalize)

@@ -12,7 +12,7 @@ from jax import lax
 Array = jax.Array
 
 # With more, the multiply-adds take longer than writing and reading the output saves.
-_FEW_CHANNELS = 16
+FEW_CHANNELS = 16
 
 
 def pointwise_conv(x: Array, kernel: Array) -> Array:
@@ -43,7 +43,7 @@ def expand_conv(x: Array, kernel: Array) -> Array:
     Returns:
         `[N, H, W, O]` of x's dtype.
     """
-    return _few_channels(x, kernel) if x.shape[-1] <= _FEW_CHANNELS else pointwise_conv(x, kernel)
+    return _few_channels(x, kernel) if x.shape[-1] <= FEW_CHANNELS else pointwise_conv(x, kernel)
 
 
 # Blocks of the same shape are traced once, and a call outside of `jit` is one program.
@@ -54,7 +54,6 @@ def _forward(x: Array, kernel: Array) -> Array:
 
 def _sum_of_products(x: Array, kernel: Array) -> Array:
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    x = lax.optimization_barrier(x)  # or what makes it would be computed for each channel
     total = jnp.zeros((), dtype)
     for channel in range(x.shape[-1]):
         total = total + x[..., channel, None].astype(dtype) * kernel[channel].astype(dtype)

@@ -10,6 +10,7 @@ import pytest
 
 from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import create_model
+from mobilenets_jax.specs import pad_amounts
 
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
 
@@ -38,13 +39,34 @@ def computations(hlo):
     return found
 
 
+def feature_map(parameter):
+    """Height, width and channels of a 4-D parameter; None of another."""
+    shape = re.search(r"= \w+\[([\d,]*)\]", parameter)[1].split(",")
+    return tuple(map(int, shape[1:])) if len(shape) == 4 else None
+
+
+def padded(spec, i):
+    """Height, width and channels of what block i's depthwise convolution reads, of 64 pixels."""
+    size = -(-64 // spec.stem.strides)
+    for block in spec.blocks[:i]:
+        size = -(-size // block.strides)
+    block = spec.blocks[i]
+    size += sum(pad_amounts(size, block.kernel, block.strides, spec.padding))
+    return size, size, block.expansion
+
+
 # The last instruction of an activation.
 ENDS = {"relu": ("maximum", "select"), "relu6": ("clamp", "select"), "hswish": ("multiply",)}
 CASES = [(name, {"folded": folded}) for name in NETWORKS for folded in (False, True)]
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [*CASES, ("mobilenet_v2", {"se": True, "folded": True})]
+    ("name", "arguments"),
+    [
+        *CASES,
+        ("mobilenet_v2", {"se": True, "folded": True}),
+        ("mobilenet_v2", {"alpha": 0.25, "folded": True}),
+    ],
 )
 def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activation(
     name, arguments
@@ -70,16 +92,15 @@ def test_each_depthwise_convolution_is_one_fusion_with_its_batch_norm_and_activa
         last = [(code, op) for code, op, _ in body if layer in op and code != "bitcast"][-1]
         assert last[0] in ENDS[block.activation]
         assert layer in call
-        # Of the feature maps it reads one, the padded ones.
-        shapes = [
-            re.search(r"f32\[([\d,]+)\]", line)[1].split(",")
-            for code, _, line in body
-            if code == "parameter"
-        ]
-        assert [len(shape) for shape in shapes].count(4) == 1, shapes
+        # Of feature maps it reads one, the padded one.
+        read = [feature_map(line) for code, _, line in body if code == "parameter"]
+        assert list(filter(None, read)) == [padded(spec, i)]
 
 
-@pytest.mark.parametrize(("name", "arguments"), CASES)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [*CASES, *(("mobilenet_v2", {"alpha": 0.25, "folded": folded}) for folded in (False, True))],
+)
 def test_an_expansion_of_few_channels_is_one_fusion_with_its_activation_and_the_padding(
     name, arguments
 ):
@@ -108,6 +129,11 @@ def test_an_expansion_of_few_channels_is_one_fusion_with_its_activation_and_the_
         assert products(body) == channels
         assert len(re.findall(rf"calls=%?{holder}\b", hlo)) == 1
         assert any(code == "pad" and f"/blocks_{i}/depthwise/" in op for code, op, _ in body)
+        # What makes its input may be in it, but no convolution.
+        assert not any(
+            code == "multiply" and re.search(r"/(stem|depthwise)/(?!bn/|jit)", op)
+            for code, op, _ in body
+        )
 
 
 def test_another_implementation_would_be_seen():

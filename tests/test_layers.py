@@ -262,7 +262,34 @@ def test_shortcut_only_where_stride_is_1_and_shapes_are_equal(row, taken, size):
     plain, _ = MobileBlock(SPEC, dataclasses.replace(row, shortcut="none")).apply(
         variables, x, False
     )
-    np.testing.assert_array_equal(y, plain + x if taken else plain)
+    # Expansions that a shortcut reads, too, are matrix products: other rounding.
+    np.testing.assert_allclose(y, plain + x if taken else plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "channels", "train", "implementation", "expected"),
+    [
+        (Block(3, 48, 8, False, "relu6", 1), 8, False, None, 1),
+        (Block(3, 48, 8, False, "relu6", 1), 8, False, "shift", 1),
+        (Block(3, 96, 8, False, "relu6", 1), 24, False, None, 2),
+        (Block(3, 48, 8, False, "relu6", 1), 8, False, "lax", 2),
+        (Block(3, 48, 8, False, "relu6", 1, shortcut="expansion"), 8, False, None, 2),
+        (Block(3, 48, 8, False, "relu6", 1, convolution="standard"), 8, False, None, 1),
+        (Block(3, 4, 8, False, "relu6", 1), 8, False, None, 2),
+        (Block(3, 48, 8, False, "relu6", 1), 8, True, None, 2),
+    ],
+)
+def test_matrix_products_of_a_block(row, channels, train, implementation, expected):
+    """The projection's; and the expansion's, but in inference of few channels, by one reader."""
+    x = jnp.zeros((2, 4, 4, channels))
+    module = MobileBlock(SPEC, row, depthwise_implementation=implementation)
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
+
+    def run(variables, x):
+        return module.apply(variables, x, train, mutable=["batch_stats"] if train else [])
+
+    text = jax.jit(run).lower(variables, x).as_text()
+    assert text.count("stablehlo.dot_general") == expected
 
 
 def test_no_expand_layer_where_t_is_1():
