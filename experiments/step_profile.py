@@ -78,47 +78,48 @@ What the tables here and in docs/benchmarks.md say about the places where we are
 
 - **Inference at batch 16 and 32.** On the Intel processor PyTorch compiled takes two thirds to
   three quarters of our time; its tables are of code before the first three items below. On the AMD
-  one, of the code after them, it takes 0.89 (V1) to 1.03 (V2) times as long at batch 16. Found
-  since the Intel tables, in comparisons of alternating steps on the AMD processor (single sessions,
-  not stored), batch 16 and 32:
+  one, of the code after them, it takes 0.93 (V1) to 1.03 (V2) times as long at batch 16, 0.85 to
+  0.93 times at batch 32. Found since the Intel tables, in comparisons of alternating steps on the
+  AMD processor (single sessions, not stored), batch 16 and 32:
   - The depthwise convolution read its input twice, padded and, for the windows without padding,
-    not; and what makes it (an activation, in V1 the whole stem) was computed twice. Once now:
-    1.01 to 1.11 times as fast (V2's first comparison of four said 0.91, the others 1.09).
+    not; and what makes it (an activation, in V1 the whole stem) was computed twice. Once now: 1.01
+    to 1.11 times as fast (V2's first comparison of four said 0.91, the others 1.09).
   - An expansion of up to 16 channels is a sum of products that fuses with activation and padding,
     as fewer and larger fusions: 1.02 to 1.09 times as fast (at batch 1 1.02 to 1.07).
   - Vectors of 512 bits: 1.02 to 1.06 times (at batch 1 1.00 to 1.06). XLA's loop loads k² inputs
     and k² weights for every vector of outputs, and keeps none in registers.
 
   What is left is, above all, products: at the peak of matrix products (docs/benchmarks.md) those of
-  V1 alone would take some 90 ms on the AMD processor, and PyTorch's whole inference takes 115. They
-  reach 180 GFLOP/s there, nine tenths of the peak; on the Intel one 180 to 305 of 383, where LiteRT
-  runs the whole of V2 at some 250. XLA computes each as a call of a library, and what follows is
-  fused with the padding behind it, not with the product. The limit that we believe in, with XLA's
-  CPU code as it is, is PyTorch's speed on the AMD processor, and less on the Intel one; 1.2 times
-  would need what is not a product to take half of its time. Tried in single sessions, not stored,
-  without gain: the `+dot` and `+eltwise` kinds of XLA's own library fusion, XLA's `FAST_RUNTIME`
-  preset, the batch in chunks that fit the cache, weights as constants of the program (0.99 to 1.04
-  times). Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9
-  to 1.4 times as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry
-  their padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of
-  1.15 to 1.3 times as many rows where maps are small).
+  V1 alone would take 83 ms on the AMD processor, and PyTorch's whole inference takes 121. They
+  reach 131 to 199 GFLOP/s there, of 220; on the Intel one 180 to 305 of 383, where LiteRT runs the
+  whole of V2 at some 250. XLA computes each as a call of a library, and what follows is fused with
+  the padding behind it, not with the product. The limit that we believe in, with XLA's CPU code as
+  it is, is PyTorch's speed on the AMD processor, and less on the Intel one; 1.2 times would need
+  what is not a product to take half of its time. Tried in single sessions, not stored, without
+  gain: the `+dot` and `+eltwise` kinds of XLA's own library fusion, XLA's `FAST_RUNTIME` preset,
+  the batch in chunks that fit the cache, weights as constants of the program (0.99 to 1.04 times).
+  Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9 to 1.4
+  times as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry their
+  padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of 1.15 to
+  1.3 times as many rows where maps are small).
 - **Inference at batch 1**, with two threads: the operations are so short that sharing them out
   costs what it gains (on the Intel processor V3-Large is no faster than with one thread, V3-Small
   is slower; with one thread we are ahead of PyTorch but for V1, and 1.35 to 1.5 times as slow as
   LiteRT or ONNX Runtime, where 1.2 was the goal).
 - **Training** was ahead of PyTorch on the Intel processor, V1 the least, as products are a larger
-  part of its step than of the others'. On the AMD one, whose memory is slower, V1 is level with
-  PyTorch. There the sums of BatchNorm cost most, one pass over the widest arrays for each: an
-  expansion's are taken from its inputs now (V2 1.05 to 1.10 times as fast, V3 1.01 to 1.05, single
-  sessions, not stored). Tried, without gain: the same for V1's products, whose inputs are half as
-  many as their outputs (0.99 to 1.00), and expansions computed again for the gradient (0.90 to
-  0.99). In the table of the Intel machine, products that BatchNorm's arithmetic is fused with count
-  as BatchNorm; that is mended since.
-- **12 times the naive twin** is missed at batch 16 by V1, and on the Intel processor, whose tables
-  are of older code, by V3-Small. For V1 on the AMD one it would be 365 ms, of which products take
-  some 270 at their peak, and PyTorch's step takes 500. Tried for V3-Small in single sessions, not
-  stored, without gain: seven other stems (patches, rows, space to depth, banded blocks), 16 images
-  unrolled in the weight gradient, a hard-swish by clipping, accumulators by rows.
+  part of its step than of the others'. On the AMD one V1 is level with PyTorch. There the sums of
+  BatchNorm cost most, one pass over the widest arrays for each: an expansion's are taken from its
+  inputs now (V2 1.05 to 1.10 times as fast, V3 1.01 to 1.05, single sessions, not stored). Tried,
+  without gain: the same for V1's products, whose inputs are half as many as their outputs (0.99 to
+  1.00), and expansions computed again for the gradient (0.90 to 0.99). In the table of the Intel
+  machine, products that BatchNorm's arithmetic is fused with count as BatchNorm; that is mended
+  since.
+- **12 times the naive twin** is missed by V1, on the AMD processor at batch 32, too, and on the
+  Intel one, whose tables are of older code, by V3-Small at batch 16. For V1 on the AMD one it would
+  be 365 ms, of which products take 235 at their peak; PyTorch's step takes 500. The twin's own time
+  was not taken apart. Tried for V3-Small in single sessions, not stored, without gain: seven other
+  stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the weight gradient, a
+  hard-swish by clipping, accumulators by rows.
 - **In blocks with squeeze-and-excite and ReLU** (V3), XLA computed the depthwise convolution twice,
   once for the mean and once for the product with the gate; since ReLU is a selection there, which
   it does not duplicate, once (tests/test_fusion.py): the same bits 1.01 to 1.05 times as fast (a
