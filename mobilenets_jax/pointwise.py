@@ -53,11 +53,22 @@ def _forward(x: Array, kernel: Array) -> Array:
 
 
 def _sum_of_products(x: Array, kernel: Array) -> Array:
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.zeros((), dtype)
+    total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+    return add_products(total, x, kernel).astype(x.dtype)
+
+
+def add_products(total: Array, x: Array, kernel: Array) -> Array:
+    """Returns total + `x @ kernel` as I multiply-adds in total's dtype.
+
+    Args:
+        total: broadcasts to `[..., O]`.
+        x: `[..., I]`.
+        kernel: `[I, O]`.
+    """
     for channel in range(x.shape[-1]):
-        total = total + x[..., channel, None].astype(dtype) * kernel[channel].astype(dtype)
-    return total.astype(x.dtype)
+        product = x[..., channel, None].astype(total.dtype) * kernel[channel].astype(total.dtype)
+        total = total + product
+    return total
 
 
 def _few_channels_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:

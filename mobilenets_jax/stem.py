@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mobilenets_jax.pointwise import add_products
+
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -68,8 +70,7 @@ def _sum_of_products(x: Array, kernel: Array, strides: int, pads: Pads) -> Array
     taps = kernel.astype(dtype).reshape(k * k, channels, -1)
     total = jnp.zeros((), dtype)
     for window, tap in zip(_windows(x, k, strides, pads), taps, strict=True):
-        for channel in range(channels):
-            total = total + window[..., channel, None].astype(dtype) * tap[channel]
+        total = add_products(total, window, tap)
     return total.astype(x.dtype)
 
 
