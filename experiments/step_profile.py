@@ -116,10 +116,11 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   since.
 - **12 times the naive twin** is missed by V1, on the AMD processor at batch 32, too, and on the
   Intel one, whose tables are of older code, by V3-Small at batch 16. For V1 on the AMD one it would
-  be 365 ms, of which products take 235 at their peak; PyTorch's step takes 500. The twin's own time
-  was not taken apart. Tried for V3-Small in single sessions, not stored, without gain: seven other
-  stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the weight gradient, a
-  hard-swish by clipping, accumulators by rows.
+  be 365 ms, of which products take 235 at their peak; PyTorch's step takes 500. The twin loses most
+  where it is depthwise (its table: V3-Small more than V1), and V1 has the largest part of
+  products, which gain least. Tried for V3-Small in single sessions, not stored, without gain: seven
+  other stems (patches, rows, space to depth, banded blocks), 16 images unrolled in the weight
+  gradient, a hard-swish by clipping, accumulators by rows.
 - **In blocks with squeeze-and-excite and ReLU** (V3), XLA computed the depthwise convolution twice,
   once for the mean and once for the product with the gate; since ReLU is a selection there, which
   it does not duplicate, once (tests/test_fusion.py): the same bits 1.01 to 1.05 times as fast (a
