@@ -430,6 +430,12 @@ def test_script_without_absl_app_and_without_close_ends_cleanly(tmp_path):
     assert shared_blocks(before) == set()
 
 
+def test_what_watches_shared_memory_runs_in_one_process(request):
+    """Beside each other, such tests would see each other's semaphores."""
+    if request.config.getoption("loadgroup", False):  # set by pytest-xdist, in its processes
+        assert request.node.nodeid.endswith("@workers")
+
+
 def test_killed_parent_leaves_nothing(tmp_path):
     before = set(os.listdir("/dev/shm"))
     with script(tmp_path, "next(batches); print('ready', flush=True); time.sleep(100)") as process:
