@@ -175,21 +175,31 @@ def operations(compiled: str) -> dict[str, tuple[str, str]]:
 def by_kind(events: Iterable[dict[str, Any]], compiled: dict[str, str]) -> dict[str, float]:
     """Sums a trace's microseconds by kind.
 
+    A matrix product lasts at least until the next operation starts: Eigen's, which other threads
+    compute, are told as long as it takes to hand them out.
+
     Args:
         events: of a trace; those of other modules than the largest are left out.
         compiled: module -> its text.
     """
-    totals: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for event in events:
-        arguments = event.get("args", {})
-        if "hlo_op" in arguments:
-            totals[arguments["hlo_module"]][arguments["hlo_op"]] += event["dur"]
-    module = max(totals, key=lambda name: totals[name].total())
+    traced = sorted(
+        (event for event in events if "hlo_op" in event.get("args", {})),
+        key=lambda event: event["ts"],
+    )
+    totals: collections.Counter[str] = collections.Counter()
+    for event in traced:
+        totals[event["args"]["hlo_module"]] += event["dur"]
+    module = max(totals, key=lambda name: totals[name])
     known = operations(compiled[module])
     sums: collections.Counter[str] = collections.Counter()
-    for name, microseconds in totals[module].items():
-        if name in known:
-            sums[kind(*known[name])] += microseconds
+    for event, after in itertools.zip_longest(traced, traced[1:]):
+        arguments, microseconds = event["args"], event["dur"]
+        if arguments["hlo_module"] != module or arguments["hlo_op"] not in known:
+            continue
+        operation, name = known[arguments["hlo_op"]]
+        if operation == "dot" and after:
+            microseconds = max(microseconds, after["ts"] - event["ts"])
+        sums[kind(operation, name)] += microseconds
     return dict(sums.most_common())
 
 

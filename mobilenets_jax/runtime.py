@@ -70,16 +70,24 @@ def configure_jax() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def inference_options() -> dict[str, int] | None:
+# In inference, of XLA:CPU. Loops that load more than they compute take fewer loads with vectors of
+# 512 bits, where the processor has them; XLA's choice is 256. By default, products are calls of
+# YNNPACK, as sums are: Eigen's are faster for the long arrays of feature maps.
+_INFERENCE: dict[str, int | str] = {
+    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+}
+
+
+def inference_options() -> dict[str, int | str] | None:
     """Returns XLA's options for a jitted inference (`jax.jit(..., compiler_options=…)`).
 
-    On CPU, vectors of 512 bits where the processor has them, if `XLA_FLAGS` does not set their
-    width (XLA's choice is 256): loops that load more than they compute take fewer loads. None
-    elsewhere. Such a function cannot be called within another `jit`.
+    On CPU, the width of vectors and the library of matrix products, each if `XLA_FLAGS` does not
+    set it. None elsewhere. Such a function cannot be called within another `jit`.
     """
     import jax
 
-    name = "xla_cpu_prefer_vector_width"
-    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
+    if jax.default_backend() != "cpu":
         return None
-    return {name: 512}
+    given = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in _INFERENCE.items() if name not in given} or None

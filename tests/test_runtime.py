@@ -156,18 +156,38 @@ print(min(b - a for a, b in zip(faults[2:], faults[3:])))
     assert int(output) < 20  # 64 huge pages, or 32,768 small ones, if it went back
 
 
-def test_inference_options_are_the_platforms_and_change_no_result(monkeypatch):
-    x, kernel = jnp.linspace(0, 1, 2 * 9 * 9 * 48).reshape(2, 9, 9, 48), jnp.ones((3, 3, 48))
-
-    def layer(x):
-        return jnp.clip(depthwise_conv(x, kernel, 1, "same"), 0, 6)
-
-    options = runtime.inference_options()
-    assert options == {"xla_cpu_prefer_vector_width": 512}
-    found = jax.jit(layer, compiler_options=options)(x)
-    np.testing.assert_array_equal(found, jax.jit(layer)(x))
+def test_inference_options_are_the_platforms(monkeypatch):
+    width, library = "xla_cpu_prefer_vector_width", "xla_cpu_experimental_ynn_fusion_type"
+    both = {width: 512, library: "LIBRARY_FUSION_TYPE_REDUCE"}
+    monkeypatch.delenv("XLA_FLAGS")
+    assert runtime.inference_options() == both
+    monkeypatch.setenv("XLA_FLAGS", f"--{width}=256")
+    assert runtime.inference_options() == {library: both[library]}
+    monkeypatch.setenv("XLA_FLAGS", f"--{width}=256 --{library}=")
+    assert runtime.inference_options() is None
+    monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert runtime.inference_options() is None
+
+
+def test_inference_options_change_no_result_but_by_rounding():
+    x, kernel = jnp.linspace(0, 1, 2 * 9 * 9 * 48).reshape(2, 9, 9, 48), jnp.ones((3, 3, 48))
+    options = runtime.inference_options()
+    assert options is not None
+
+    def depthwise(x):
+        return jnp.clip(depthwise_conv(x, kernel, 1, "same"), 0, 6)
+
+    found = jax.jit(depthwise, compiler_options=options)(x)
+    np.testing.assert_array_equal(found, jax.jit(depthwise)(x))
+
+    def product(x):
+        return x.reshape(-1, 48) @ jnp.sin(jnp.arange(48.0 * 64)).reshape(48, 64)
+
+    compiled = jax.jit(product, compiler_options=options).lower(x).compile()
+    assert "ynn" in jax.jit(product).lower(x).compile().as_text()
+    assert "ynn" not in compiled.as_text()
+    np.testing.assert_allclose(compiled(x), jax.jit(product)(x), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Tests of experiments/step_profile.py, on the text of a small compiled module."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -67,23 +68,28 @@ def test_operations_leave_out_what_runs_others():
 
 
 def test_microseconds_are_summed_by_kind_over_the_largest_module():
+    ends = itertools.count(step=100)
+
     def event(name, microseconds, module="jit_update"):
-        return {"dur": microseconds, "args": {"hlo_op": name, "hlo_module": module}}
+        arguments = {"hlo_op": name, "hlo_module": module}
+        return {"ts": next(ends) - microseconds, "dur": microseconds, "args": arguments}
 
     events = [
         {"dur": 900.0},
         {"dur": 900.0, "args": {}},
         event("copy.6", 2.0, "jit_other"),
-        *(event(name, 10.0) for name in ("dot.1", "ynn.2", "clip.3", "while.4", "sum.1", "sum.1")),
-        event("grown.9", 5.0),
+        *(event(name, 10.0) for name in ("ynn.2", "clip.3", "while.4", "sum.1", "sum.1")),
         event("add.5", 1.0),
-        event("copy.6", 2.0),
+        event("grown.9", 5.0),
+        event("copy.6", 105.0),  # begins with grown.9
+        event("dot.1", 10.0),
+        event("copy.6", 40.0),
     ]
     assert step_profile.by_kind(events, {"jit_update": COMPILED, "jit_other": ""}) == {
-        "matrix products": 25.0,
+        "all else": 145.0,
+        "matrix products": 10.0 + 5.0 + 70.0,  # dot.1 until the last copy begins
         "depthwise gradients": 20.0,
         "BatchNorm, activation": 10.0,
-        "all else": 2.0,
         "optimizer": 1.0,
     }
 
