@@ -10,6 +10,8 @@ that waits does not compute. A cell's results are written when it is finished; t
 goes on with the cells that --out lacks. A cell that lacks a contender is measured anew with all of
 its contenders, since only times of the same rounds make a ratio; with --retry also a cell in which
 a contender failed or was not installed. `render` reads experiments/results/benchmark/*.json.
+On a GPU the contenders of a cell keep their memory while they wait: name fewer --peers where a
+large batch does not fit beside the others.
 
 Owns which cells there are, what is stored, and the command line; needs Linux. Knows nothing of any
 library (`peers`), of processes and rounds (`benchmark_rounds`, `benchmark_worker`), of the floor

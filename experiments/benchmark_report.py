@@ -348,13 +348,22 @@ def _layer_tables(
         key = cell["cell"]
         group = (key["kind"], key["direction"], key["batch"], key["dtype"], key["threads"])
         groups.setdefault(group, []).append(cell)
-    apart = [group["norm"] for c in cells for a in c["agreement"].values() for group in a.values()]
+    apart: dict[str, list[float]] = {}
+    for cell in cells:
+        for groups_apart in cell["agreement"].values():
+            norms = [group["norm"] for group in groups_apart.values()]
+            apart.setdefault(cell["cell"]["dtype"], []).extend(norms)
     if apart:
         lines += ["", "### Layers", "", "In each row, the fastest is bold. The largest difference"]
-        worst = _largest(apart)
-        equal = worst <= LAYERS[cells[0]["cell"]["dtype"]]
-        text = f"{worst:.0e}" if equal else f"**{worst:.0e}: not equal**"
-        lines[-1] += f" between a contender's result and ours, norm over norm, is {text}."
+        texts = []
+        for dtype, norms in apart.items():
+            worst = _largest(norms)
+            allowed = max(LAYERS[dtype], TOLERANCE["gpu"][1] if _on_gpu(cells[0]) else 0)
+            text = f"{worst:.0e} in {dtype}"
+            texts.append(text if worst <= allowed else f"**{text}: not equal**")
+        lines[-1] += (
+            f" between a contender's result and ours, norm over norm, is {', '.join(texts)}."
+        )
     if noise := _noise(cells):
         lines[-1] += noise
     for (kind, direction, batch, dtype, threads), members in groups.items():

@@ -118,7 +118,7 @@ def measure(
     """
     records: dict[str, dict[str, Any]] = {}
     for name, worker in started.items():
-        # At rest a contender holds little, and only one at a time compiles or runs.
+        # On a CPU a contender holds little at rest, and only one at a time compiles or runs.
         peaks = [record.get("peak_bytes_with_compiler", 0) for record in records.values()]
         if linux.available_bytes() < max(peaks, default=0) + (1 << 30):
             records[name] = {"left_out": "not enough memory is left beside the other contenders"}

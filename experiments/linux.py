@@ -38,6 +38,10 @@ def cache_bytes(caches: Path = CACHES) -> int:
 
 
 def processor() -> str:
-    """Returns the processor's name and the number of its cores."""
+    """Returns the processor's name, its last cache and the number of its cores.
+
+    A virtual machine tells a brand for a name; the cache tells its processors apart.
+    """
     found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+    name = found[1] if found else platform.machine()
+    return f"{name}, {cache_bytes() >> 20} MiB of cache, {os.cpu_count()} cores"

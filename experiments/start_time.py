@@ -83,6 +83,7 @@ def measure(config: str, again: int) -> dict[str, Any]:
         "again_seconds": seconds[1:],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": linux.processor(),
+        "git_revision": logs.git_revision(Path(__file__).parent),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},

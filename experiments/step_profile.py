@@ -71,8 +71,10 @@ at 224 × 224 in float32. *ms* is the median step without the profiler; the shar
 over the profiler's operations. A fusion counts as what its last operation is (an activation fused
 into the padding of the depthwise convolution that reads it, as depthwise, and so an expansion of up
 to 16 channels in inference), or as a product if there is one in it (an optimizer's update fused
-into the product that makes the gradient). *Products, GFLOP/s* is what the 1×1 convolutions and the
-classifier reach in their share of the time.
+into the product that makes the gradient). Where the code has a revision, a product lasts at least
+until the next operation starts: of Eigen's the profiler tells how long it takes to hand them out.
+*Products, GFLOP/s* is what the 1×1 convolutions and the classifier reach in their share of the
+time.
 
 What the tables here and in docs/benchmarks.md say about the places where we are behind:
 
@@ -281,7 +283,8 @@ def render(profiles: list[dict[str, Any]], starts: list[dict[str, Any]]) -> str:
         where = result["circumstances"]
         parts += [
             f"## {where['processor']}",
-            f"Measured {where['date'][:10]}, {where['threads']} threads; {_versions(where)}.",
+            f"Measured {where['date'][:10]}, {where['threads']} threads; {_versions(where)}; "
+            f"code of {_revision(where)}.",
             "\n".join(rows(result["records"])),
         ]
     if starts:
@@ -298,6 +301,11 @@ def _versions(where: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in where["versions"].items())
 
 
+def _revision(where: dict[str, Any]) -> str:
+    revision = where.get("git_revision")
+    return f"revision {revision}" if revision else "an unknown revision"
+
+
 def start_rows(starts: list[dict[str, Any]]) -> list[str]:
     """Returns a Markdown table of what `start_time` stored."""
     lines = [
@@ -309,7 +317,7 @@ def start_rows(starts: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"| {start['config']} | {start['processor']} | {start['first_seconds']:.1f} | "
             f"{statistics.median(again):.1f} ({min(again):.1f}–{max(again):.1f}), n = {len(again)} "
-            f"| {start['date'][:10]}; {_versions(start)} |"
+            f"| {start['date'][:10]}; {_versions(start)}; code of {_revision(start)} |"
         )
     return lines
 
@@ -371,6 +379,7 @@ def main(arguments: list[str] | None = None) -> None:
     circumstances = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": linux.processor(),
+        "git_revision": logs.git_revision(Path(__file__).parent),
         "threads": options.threads,
         "versions": {
             "python": platform.python_version(),

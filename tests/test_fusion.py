@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mobilenets_jax import runtime
 from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import create_model
 from mobilenets_jax.specs import pad_amounts
@@ -22,8 +23,10 @@ def inference_hlo(name, alpha=0.5, folded=False, **arguments):
     if folded:
         ones = jax.tree.map(lambda each: np.ones(each.shape, each.dtype), variables)
         model, variables = fold_batch_norm(model, ones)
-    compiled = jax.jit(functools.partial(model.apply, train=False)).lower(variables, x).compile()
-    return model.spec, compiled.as_text()
+    apply = jax.jit(
+        functools.partial(model.apply, train=False), compiler_options=runtime.inference_options()
+    )
+    return model.spec, apply.lower(variables, x).compile().as_text()
 
 
 def computations(hlo):

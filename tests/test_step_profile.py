@@ -133,7 +133,7 @@ def test_a_start_is_a_row():
     }
     assert step_profile.start_rows([start])[2:] == [
         "| configs/v2.py | Some CPU, 2 cores | 40.0 | 7.0 (6.0–8.0), n = 3 "
-        "| 2026-11-26; jax 0.10.2 |"
+        "| 2026-11-26; jax 0.10.2; code of an unknown revision |"
     ]
 
 

@@ -78,6 +78,7 @@ def _torch(name: str, cell: peers.LayerCell, x: Any, kernel: Any, g: Any) -> pee
     import torch
 
     torch.set_num_threads(cell.threads)
+    torch.backends.cudnn.benchmark = True
     on_gpu = torch.cuda.is_available()
     _, mode, layout = name.split()
     if mode == "compiled" and cell.direction != "forward":

@@ -39,9 +39,8 @@ def build(name: str, cell: peers.Cell) -> peers.Contender:
     def step() -> np.ndarray:
         return session.run(None, {"images": images})[0]
 
-    return peers.Contender(
-        step, providers[0], "exported from PyTorch, BatchNorm folded, all optimizations"
-    )
+    settings = "exported from PyTorch, BatchNorm folded, all optimizations"
+    return peers.Contender(step, session.get_providers()[0], settings)
 
 
 def export(cell: peers.Cell, path: Path) -> None:
