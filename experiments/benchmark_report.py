@@ -41,8 +41,8 @@ others anew.
 
 - **Conditions.** Each contender runs in a process of its own, with the same cores, threads and
   environment (ours included: the allocator's setting is given to all). Our inference alone is
-  compiled with options of its own (`runtime.inference_options`; the width of vectors since
-  2026-11-27, the library of matrix products only in runs of a revision that has it); PyTorch
+  compiled with options of its own (`runtime.inference_options`: the AMD processor's runs have
+  the width of vectors alone, those of 2026-11-24 neither); PyTorch
   chooses both itself. Rounds are interleaved,
   A B C A B C …; a round is one step that is not timed, for the caches and the memory that others
   left cold, and as many as fill a second (0.05 s, of a layer), at least one. Images per second are

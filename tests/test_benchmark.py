@@ -218,9 +218,13 @@ def test_layers_row():
         agreement={"nn.Conv": {"result": {"norm": 3e-7}}},
     )
     text = benchmark_report.render([cell])
-    assert "difference between a contender's result and ours, norm over norm, is 3e-07." in text
+    assert "result and ours, norm over norm, is 3e-07 in float32." in text
     wrong = {**cell, "agreement": {"nn.Conv": {"result": {"norm": float("nan")}}}}
-    assert "is **nan: not equal**." in benchmark_report.render([cell, wrong])
+    assert "is **nan in float32: not equal**." in benchmark_report.render([cell, wrong])
+    half = {"cell": LAYER._replace(dtype="bfloat16")._asdict()}
+    half["agreement"] = {"nn.Conv": {"result": {"norm": 2e-3}}}
+    both = benchmark_report.render([cell, {**cell, **half}])
+    assert "is 3e-07 in float32, 2e-03 in bfloat16." in both
     heading, _, row = text.splitlines()[-3:]
     assert heading == "| layer | ours | nn.Conv | floor | ours, of the floor |"
     # 8,047,616 bytes at 10 GB/s.
