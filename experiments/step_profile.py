@@ -101,15 +101,16 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   V1 alone would take 83 ms on the AMD processor, and PyTorch's whole inference takes 121. XLA
   computes each as a call of a library, and what follows is fused with the padding behind it, not
   with the product: one more pass over each expansion. That pass is vectorized and sets the padding
-  by `memset` (XLA's dump says so); it is as fast as memory. The limit that we believe in, with
-  XLA's CPU code as it is, is PyTorch's speed; 1.2 times would need what is not a product to take
-  half of its time. Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise`
-  kinds of XLA's own library fusion and its oneDNN calls, XLA's `FAST_RUNTIME` preset, fast minima
-  and maxima, the batch in chunks that fit the cache, weights as constants of the program (0.99 to
-  1.04 times). Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with
-  padding 0.9 to 1.4 times as fast at batch 16, slower at batch 1, products 1.05 times), and maps
-  that carry their padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but
-  products of 1.15 to 1.3 times as many rows where maps are small).
+  by `memset` (XLA's dump says so); V1's widest moved 26 GB/s on the second Intel processor (a
+  single session), where copies reach 34 to 51. The limit that we believe in, with XLA's CPU code as
+  it is, is PyTorch's speed; 1.2 times would need what is not a product to take half of its time.
+  Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of XLA's own
+  library fusion and its oneDNN calls, XLA's `FAST_RUNTIME` preset, fast minima and maxima, the
+  batch in chunks that fit the cache, weights as constants of the program (0.99 to 1.04 times).
+  Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9 to 1.4
+  times as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry their
+  padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of 1.15 to
+  1.3 times as many rows where maps are small).
 - **Inference at batch 1**, with two threads: on the second Intel processor PyTorch takes 1.05 (V1),
   1.20 (V3-Large), 1.57 (V2) and 2.09 times (V3-Small) as long, LiteRT and ONNX Runtime 0.60 to
   0.89; on the other two, of older code, PyTorch 0.76 to 1.25. Operations are so short that sharing
