@@ -21,9 +21,31 @@ from mobilenets_jax.stem import stem_conv
 Array = jax.Array
 
 
+# The gradients of minima and maxima, of which ReLU6 is made, divide twice for each element, to
+# share out ties. At their kinks these here have the slope of the constant side.
+@jax.custom_jvp
 def _relu6(x: Array) -> Array:
     # Compilers and exporters fuse this spelling; jax.nn.relu6 becomes Max and Min.
     return jnp.clip(x, 0, 6)
+
+
+@_relu6.defjvp
+def _relu6_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return _relu6(x), jnp.where((x > 0) & (x < 6), dx, jnp.zeros((), dx.dtype))
+
+
+@jax.custom_jvp
+def _hswish(x: Array) -> Array:
+    return jax.nn.hard_swish(x)
+
+
+@_hswish.defjvp
+def _hswish_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    zero, one = (jnp.full((), value, x.dtype) for value in (0, 1))
+    slope = jnp.where(x <= -3, zero, jnp.where(x >= 3, one, x * (1 / 3) + 1 / 2))
+    return _hswish(x), slope * dx
 
 
 def _relu_by_selection(x: Array) -> Array:
@@ -41,7 +63,7 @@ def _linear(x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu6": _relu6,
-    "hswish": jax.nn.hard_swish,
+    "hswish": _hswish,
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
     "leaky_relu": jax.nn.leaky_relu,

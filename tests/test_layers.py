@@ -79,6 +79,46 @@ def test_activation_values_by_hand():
     assert at("mish", 1.0) == [0.8651]
     assert at("gelu", 1.0) == [0.8412]
     assert at("linear", -2.0) == [-2]
+
+
+def test_slopes_by_hand():
+    """Of the constant side at kinks, as jax.nn.relu's; the second derivative is that between."""
+
+    def at(name, *values):
+        first = jax.grad(layers.ACTIVATIONS[name])
+        slopes = jax.vmap(jax.value_and_grad(first))(jnp.array(values))
+        return [[round(float(y), 4) for y in column] for column in slopes]
+
+    assert at("relu", -1.0, 0.0, 7.0) == [[0, 0, 1], [0, 0, 0]]
+    assert at("relu6", -1.0, 0.0, 3.0, 6.0, 7.0) == [[0, 0, 1, 0, 0], [0] * 5]
+    assert at("hswish", -4.0, -3.0, -1.0, 0.0, 1.0, 3.0, 4.0) == [
+        [0, 0, 0.1667, 0.5, 0.8333, 1, 1],
+        [0, 0, 0.3333, 0.3333, 0.3333, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("name", ["relu6", "hswish"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_slopes_are_those_of_differentiated_values(name, dtype):
+    """Between the kinks, those that JAX derives from the definition; to the dtype's rounding."""
+    definition = {"relu6": jax.nn.relu6, "hswish": jax.nn.hard_swish}[name]
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(np.linspace(-7.93, 7.93, 162), dtype)
+        got, expected = (
+            jax.vmap(jax.grad(function))(x) for function in (layers.ACTIVATIONS[name], definition)
+        )
+        assert got.dtype == x.dtype
+        got, expected = (np.asarray(y, np.float64) for y in (got, expected))
+        tolerance = 2 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["relu6", "hswish"])
+def test_slopes_divide_nothing(name):
+    """The derivative of a minimum shares out ties by a division for each element."""
+    function = layers.ACTIVATIONS[name]
+    both = jax.make_jaxpr(lambda x: jax.vjp(function, x)[1](x))(1.0)
+    assert str(both).count(" div ") == str(jax.make_jaxpr(function)(1.0)).count(" div ")
     gate = layers.SE_GATES["hard_sigmoid"](jnp.array([-3.0, 0.0, 1.5, 3.0, 9.0]))
     np.testing.assert_allclose(gate, [0, 0.5, 0.75, 1, 1], rtol=1e-6)
 
