@@ -17,6 +17,7 @@ from mobilenets_jax import runtime
 
 if __name__ == "__main__":
     runtime.restart()  # before the imports that take time
+    runtime.collect_garbage_seldom()
 
 import hashlib
 import json

@@ -14,6 +14,7 @@ them out evenly, each has whole trainings and they exchange nothing.
 import dataclasses
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -177,6 +178,12 @@ def build(config: ConfigDict) -> Experiment:
 
 def initial_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step, a function of the seed, placed on the devices."""
+    make, key = _initial_state(experiment)
+    return make(key)
+
+
+def _initial_state(experiment: Experiment) -> tuple[Any, jax.Array]:
+    """Returns the jitted function that makes the state before the first step, and its key."""
     init = functools.partial(
         init_state,
         experiment.model,
@@ -193,7 +200,26 @@ def initial_state(experiment: Experiment) -> TrainState:
     # It runs once: half of LLVM's time for the same bits. Only a program of its own has options.
     whole = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
     options = {"xla_backend_optimization_level": 1} if whole else None
-    return jax.jit(make, out_shardings=place, compiler_options=options)(key)
+    return jax.jit(make, out_shardings=place, compiler_options=options), key
+
+
+def begin(experiment: Experiment, train: Any) -> tuple[TrainState, Callable[..., Any]]:
+    """Returns the state before the first step, and `train` of `compile_steps`, compiled.
+
+    The program that makes the state is compiled, or read from the cache, while the step is traced.
+    """
+    make, key = _initial_state(experiment)
+    front = (len(experiment.replicas),) if len(experiment.replicas) > 1 else ()
+    shape = (*front, experiment.config.batch_size)
+    side = experiment.resolution
+    batch = {
+        "image": jax.ShapeDtypeStruct((*shape, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+    }
+    with ThreadPoolExecutor(1) as beside:
+        state = beside.submit(make.lower(key).compile)
+        compiled = train.lower(make.eval_shape(key), batch).compile()
+        return state.result()(key), compiled
 
 
 def normalize(image: jax.Array, config: ConfigDict) -> jax.Array:

@@ -21,9 +21,9 @@ from mobilenets_jax.evaluation import Pictured, evaluate, replicas_of
 from mobilenets_jax.state import TrainState
 from mobilenets_jax.steps import (
     Experiment,
+    begin,
     build,
     compile_steps,
-    initial_state,
     placement,
     schedule_of,
     to_devices,
@@ -201,7 +201,7 @@ def _loop(
         f"{jax.devices()[0].platform} device(s). Workdir: {workdir}"
     )
     step_fn, eval_fn = compile_steps(experiment)
-    state = initial_state(experiment)
+    state, step_fn = begin(experiment, step_fn)
     start = 0
     meta: dict[str, Any] = {"train_seconds": 0.0, "meter": None, "evaluated": True}
     if checkpoint.latest_step(manager) is not None:

@@ -1,5 +1,6 @@
 """What a program sets for itself: once, nothing that its user has set, and no result changes."""
 
+import gc
 import json
 import os
 import re
@@ -45,6 +46,16 @@ def test_environment(monkeypatch, platform, tunables, expected):
     else:
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     assert runtime.environment() == expected
+
+
+def test_garbage_is_collected_seldom():
+    before = gc.get_threshold()
+    try:
+        runtime.collect_garbage_seldom()
+        assert gc.isenabled()
+        assert gc.get_threshold() == (10_000, *before[1:])
+    finally:
+        gc.set_threshold(*before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is glibc's")

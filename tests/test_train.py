@@ -513,6 +513,30 @@ def test_the_batch_is_shared_and_the_state_is_everywhere(experiment):
     assert [shard.data.shape for shard in predicted.addressable_shards] == [(2,)] * 8
 
 
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_training_begins_as_its_parts(make, replicas):
+    """With the same bits as state and step one after the other."""
+    experiment = steps.build(make(replicas=replicas))
+    step_fn, _ = steps.compile_steps(experiment)
+    state, compiled = steps.begin(experiment, step_fn)
+    expected = steps.initial_state(experiment)
+    tiny.assert_same_bits(tiny.named(state), tiny.named(expected))
+    front = () if replicas == 1 else (replicas,)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (*front, 16, 8, 8, 3), np.uint8),
+        "label": rng.integers(0, 10, (*front, 16), np.int32),
+    }
+    where = steps.placement(experiment)
+    placed = [leaf.sharding for leaf in jax.tree.leaves(expected)]
+    assert [leaf.sharding for leaf in jax.tree.leaves(state)] == placed
+    after, metrics = compiled(state, steps.to_devices(batch, where.batch))
+    expected_after, expected_metrics = step_fn(expected, steps.to_devices(batch, where.batch))
+    tiny.assert_same_bits(tiny.named(after), tiny.named(expected_after))
+    tiny.assert_same_bits(metrics, expected_metrics)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
 @pytest.mark.parametrize("mixup", [0.0, 0.2])
 def test_devices_exchange_sums_and_no_activations(make, mixup):
     """Gradients, BatchNorm's sums and metrics are added up; mixing also swaps image shards."""
