@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark networks --out=FILE.json   whole networks
     python -m experiments.benchmark layers --out=FILE.json     every depthwise and pointwise layer
-    python -m experiments.benchmark render                     docs/benchmarks.md and .png
+    python -m experiments.benchmark render   docs/benchmarks.md and .png, README's tables
 
 Every contender runs in a process of its own with the same environment, cores and threads. It
 builds, compiles, warms up and waits; then rounds are interleaved, A B C A B C …, and a contender
@@ -15,7 +15,7 @@ large batch does not fit beside the others.
 
 Owns which cells there are, what is stored, and the command line; needs Linux. Knows nothing of any
 library (`peers`), of processes and rounds (`benchmark_rounds`, `benchmark_worker`), of the floor
-(`benchmark_floor`) and of tables (`benchmark_report`).
+(`benchmark_floor`) and of tables (`benchmark_report`, `benchmark_summary`).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from experiments import benchmark_report, linux, peers
+from experiments import benchmark_report, benchmark_summary, documents, linux, peers
 from experiments.benchmark_rounds import (
     ROOT,
     agreements,
@@ -336,6 +336,8 @@ def main() -> int:
         options = parse()
         if options.action == "render":
             benchmark_report.write(ROOT)
+            summary = benchmark_summary.render(benchmark_report.load())
+            documents.rewrite(ROOT / "README.md", "speed", summary)
         else:
             {"networks": networks, "layers": layers}[options.action](options)
     except InputError as error:

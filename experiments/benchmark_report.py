@@ -24,7 +24,7 @@ EXACT = 1e-10  # In float64, of everything.
 LAYERS = {"float32": 1e-4, "bfloat16": 2e-2}  # Of single layers.
 ROUNDING = 2.0  # In bfloat16, times the twin's own distance from itself in float32.
 RUNS = ("run", "compared")  # A cell's, by number: in which it was measured, and last compared.
-_MODELS = {"v1": "V1", "v2": "V2", "v3_large": "V3-Large", "v3_small": "V3-Small"}
+MODELS = {"v1": "V1", "v2": "V2", "v3_large": "V3-Large", "v3_small": "V3-Small"}
 _PEERS = {"keras": "Keras", "litert": "LiteRT", "onnxruntime": "ONNX Runtime"}
 _TITLES = {"training": "Training step", "inference": "Inference"}
 _INTRO = """\
@@ -136,7 +136,7 @@ def peaks(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[st
 
 
 def _place(cell: dict[str, Any]) -> tuple[str, str, int]:
-    return _device(cell), cell["cell"]["dtype"], cell["cell"]["threads"]
+    return device_of(cell), cell["cell"]["dtype"], cell["cell"]["threads"]
 
 
 def _floor(cell: dict[str, Any], machine: dict[str, float] | None) -> Floor | None:
@@ -146,36 +146,36 @@ def _floor(cell: dict[str, Any], machine: dict[str, float] | None) -> Floor | No
 
 def _of_floor(cell: dict[str, Any], least: Floor | None) -> str:
     """The part of our time that the floor is, and what bounds it."""
-    ours = _timed(cell).get("ours")
+    ours = timed_in(cell).get("ours")
     if not ours or not least:
         return "–"
     return f"{100 * least.seconds / ours['median_seconds']:.0f} % ({least.bound})"
 
 
-def _timed(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def timed_in(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The contenders of a cell that have a time."""
     return {n: r for n, r in cell["contenders"].items() if "median_seconds" in r}
 
 
-def _device(cell: dict[str, Any]) -> str:
-    """The device that a cell was measured on: the processor's name for "cpu"."""
-    devices = [record["device"] for record in _timed(cell).values()]
+def device_of(cell: dict[str, Any]) -> str:
+    """Returns the device that a cell was measured on: the processor's name for "cpu"."""
+    devices = [record["device"] for record in timed_in(cell).values()]
     return cell["run"]["processor"] if not devices or devices[0] == "cpu" else devices[0]
 
 
 def _on_gpu(cell: dict[str, Any]) -> bool:
-    return _device(cell) != cell["run"]["processor"]
+    return device_of(cell) != cell["run"]["processor"]
 
 
 def best_torch(cell: dict[str, Any]) -> str | None:
     """Returns the name of PyTorch's fastest setting in a cell, None if it was not measured."""
-    torch = {n: r["median_seconds"] for n, r in _timed(cell).items() if n.startswith("torch")}
+    torch = {n: r["median_seconds"] for n, r in timed_in(cell).items() if n.startswith("torch")}
     return min(torch, key=torch.__getitem__, default=None)
 
 
 def ratio(cell: dict[str, Any], name: str | None) -> str:
     """Returns a contender's time over ours as text, or why there is none."""
-    records, timed = cell["contenders"], _timed(cell)
+    records, timed = cell["contenders"], timed_in(cell)
     if name in timed and "ours" in timed:
         return f"{timed[name]['median_seconds'] / timed['ours']['median_seconds']:.2f}×"
     reasons = [r for n, r in records.items() if n.split()[0] == (name or "torch")]
@@ -188,7 +188,7 @@ def ratio(cell: dict[str, Any], name: str | None) -> str:
 
 def _spread(cell: dict[str, Any], name: str | None) -> str:
     """The lowest and the highest ratio of a contender's time to ours in one round."""
-    timed = _timed(cell)
+    timed = timed_in(cell)
     if name not in timed or "ours" not in timed:
         return ""
     rounds = zip(timed[name]["round_seconds"], timed["ours"]["round_seconds"], strict=False)
@@ -200,7 +200,7 @@ def _torch_settings(cells: list[dict[str, Any]]) -> list[str]:
     """Which of PyTorch's settings were measured where, if not all of them everywhere."""
     found: dict[str, list[str]] = {}
     for cell in cells:
-        settings = ", ".join(n.removeprefix("torch ") for n in _timed(cell) if n in peers.TORCH)
+        settings = ", ".join(n.removeprefix("torch ") for n in timed_in(cell) if n in peers.TORCH)
         key = cell["cell"]
         where = f"{key['task']}, {key['resolution']} px, batch {key['batch']}"
         if settings and where not in found.setdefault(settings, []):
@@ -261,7 +261,7 @@ def _compared(cells: list[dict[str, Any]]) -> list[str]:
             where = f"{run['date'][:10]}, {run['processor']}, {versions}"
             size = f"{key['resolution']} px, batch {key['batch']}, {key['dtype']}"
             threads = f"{key['threads']} thread{'s' * (key['threads'] > 1)}"
-            row = f"{_MODELS[key['model']]} {key['task']}, {size}, {threads}"
+            row = f"{MODELS[key['model']]} {key['task']}, {size}, {threads}"
             found.setdefault(where, []).append(row)
     return [
         f"- Compared with the twin, where it has no time, and in float64 and bfloat16, later "
@@ -271,7 +271,7 @@ def _compared(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _network_row(cell: dict[str, Any], names: Sequence[str], least: Floor | None) -> str:
-    key, timed, torch = cell["cell"], _timed(cell), best_torch(cell)
+    key, timed, torch = cell["cell"], timed_in(cell), best_torch(cell)
     ours, peer = timed.get("ours"), timed.get(torch or "")
 
     def pair(value: Callable[[dict[str, Any]], float], digits: int) -> str:
@@ -282,8 +282,8 @@ def _network_row(cell: dict[str, Any], names: Sequence[str], least: Floor | None
         low, high = (key["batch"] / seconds for seconds in reversed(ours["quartile_seconds"]))
         rate = f"**{ours['images_per_second']:.1f}** ({low:.1f}–{high:.1f})"
     setting = torch.removeprefix("torch ").replace("channels_last", "NHWC") if torch else ""
-    return _line(
-        _MODELS[key["model"]],
+    return table_row(
+        MODELS[key["model"]],
         key["batch"],
         key["dtype"],
         rate,
@@ -298,7 +298,8 @@ def _network_row(cell: dict[str, Any], names: Sequence[str], least: Floor | None
     )
 
 
-def _line(*values: Any) -> str:
+def table_row(*values: Any) -> str:
+    """Returns a line of a Markdown table."""
     return f"| {' | '.join(str(value) for value in values)} |"
 
 
@@ -319,8 +320,8 @@ def _network_tables(
         sizes = {(c["cell"]["resolution"], c["cell"]["threads"]) for c in chosen}
         for resolution, threads in sorted(sizes, reverse=True):
             cores = f"{threads} thread{'s' * (threads > 1)}"
-            lines += ["", f"### {title}, {resolution} × {resolution}, {cores}", "", _line(*head)]
-            lines += [_line("---", *("---:" for _ in head[1:]))]
+            lines += ["", f"### {title}, {resolution} × {resolution}, {cores}", ""]
+            lines += [table_row(*head), table_row("---", *("---:" for _ in head[1:]))]
             rows = [
                 cell
                 for cell in chosen
@@ -367,17 +368,17 @@ def _layer_tables(
     if noise := _noise(cells):
         lines[-1] += noise
     for (kind, direction, batch, dtype, threads), members in groups.items():
-        names = list(dict.fromkeys(name for cell in members for name in _timed(cell)))
+        names = list(dict.fromkeys(name for cell in members for name in timed_in(cell)))
         lines += [
             "",
             f"#### {kind.capitalize()}, {direction}: milliseconds, batch {batch}, {dtype}, "
             f"{threads} thread{'s' * (threads > 1)}",
             "",
-            _line("layer", *names, "floor", "ours, of the floor"),
-            _line("---", *("---:" for _ in (*names, "", ""))),
+            table_row("layer", *names, "floor", "ours, of the floor"),
+            table_row("---", *("---:" for _ in (*names, "", ""))),
         ]
         for cell in members:
-            key, timed = cell["cell"], _timed(cell)
+            key, timed = cell["cell"], timed_in(cell)
             shape = f"{key['size']}×{key['size']}×{key['channels']}"
             if kind == "depthwise":
                 layer = f"{shape}, {key['kernel']}×{key['kernel']}" + " s2" * (key["strides"] == 2)
@@ -391,7 +392,7 @@ def _layer_tables(
                 values.append(f"**{text}**" if seconds is not None and seconds == best else text)
             least = _floor(cell, machines.get(_place(cell)))
             bare = f"{least.seconds * 1e3:.3g}" if least else "–"
-            lines.append(_line(layer, *values, bare, _of_floor(cell, least)))
+            lines.append(table_row(layer, *values, bare, _of_floor(cell, least)))
     return lines
 
 
@@ -400,7 +401,7 @@ def _noise(cells: list[dict[str, Any]]) -> str:
     same = f"ours {PLATFORMS['cpu']}"
     pairs = [
         (timed[same]["median_seconds"], timed["ours"]["median_seconds"])
-        for timed in map(_timed, cells)
+        for timed in map(timed_in, cells)
         if {"ours", same} <= timed.keys() and timed["ours"]["device"] == "cpu"
     ]
     if not pairs:
@@ -448,8 +449,8 @@ def render(cells: list[dict[str, Any]]) -> str:
     lines = [_INTRO.rstrip("\n")]
     if not any(map(_on_gpu, cells)):
         lines += ["", "Not measured on GPU: the same commands run there, and results appear here."]
-    for device in sorted({_device(cell) for cell in cells}):
-        here = [cell for cell in cells if _device(cell) == device]
+    for device in sorted({device_of(cell) for cell in cells}):
+        here = [cell for cell in cells if device_of(cell) == device]
         lines += ["", f"## {device}", ""]
         runs = [cell["run"] for cell in here]
         days = sorted({run["date"][:10] for run in runs})
@@ -484,7 +485,7 @@ def shown(cells: list[dict[str, Any]], task: str, model: str) -> dict[str, Any] 
         for cell in cells
         if (cell["cell"]["task"], cell["cell"]["model"]) == (task, model)
         and cell["cell"]["dtype"] == "float32"
-        and _timed(cell)
+        and timed_in(cell)
     ]
 
     def preference(cell: dict[str, Any]) -> tuple[Any, ...]:
@@ -500,16 +501,16 @@ def chart(cells: list[dict[str, Any]], path: Path) -> None:
 
     networks = [cell for cell in cells if cell["kind"] == "networks"]
     rows = []
-    for device in sorted({_device(cell) for cell in networks}):
-        here = [cell for cell in networks if _device(cell) == device]
+    for device in sorted({device_of(cell) for cell in networks}):
+        here = [cell for cell in networks if device_of(cell) == device]
         rows += [
-            (device, task, here) for task in _TITLES if any(shown(here, task, m) for m in _MODELS)
+            (device, task, here) for task in _TITLES if any(shown(here, task, m) for m in MODELS)
         ]
     figure = Figure(figsize=(14.5, 0.4 + 2.5 * len(rows)), dpi=110, layout="constrained")
-    panels = figure.subplots(len(rows), len(_MODELS), squeeze=False)
+    panels = figure.subplots(len(rows), len(MODELS), squeeze=False)
     for (device, task, here), line in zip(rows, panels, strict=True):
-        for model, panel in zip(_MODELS, line, strict=True):
-            _panel(panel, shown(here, task, model), f"{_MODELS[model]} {task}")
+        for model, panel in zip(MODELS, line, strict=True):
+            _panel(panel, shown(here, task, model), f"{MODELS[model]} {task}")
         line[0].set_ylabel(device, fontsize=6.5, color="#777777", wrap=True)
     figure.suptitle("Images per second (longer is faster)", color="#333333")
     figure.savefig(path, metadata={"Software": None})
@@ -525,7 +526,7 @@ def _panel(panel: Any, cell: dict[str, Any] | None, title: str) -> None:
         return
     torch = best_torch(cell)
     labels = {"ours": "ours", "naive": "naive twin", torch: "PyTorch, best", **_PEERS}
-    timed = _timed(cell)
+    timed = timed_in(cell)
     names = [name for name in labels if name in timed][::-1]
     rates = [timed[name]["images_per_second"] for name in names]
     colours = ["#0072b2" if name == "ours" else "#b8b8b8" for name in names]

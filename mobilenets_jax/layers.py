@@ -21,8 +21,8 @@ from mobilenets_jax.stem import stem_conv
 Array = jax.Array
 
 
-# The gradients of minima and maxima, of which ReLU6 is made, divide twice for each element, to
-# share out ties. At their kinks these here have the slope of the constant side.
+# JAX's gradients divide twice for each element: of minima and maxima, to share out ties; of
+# hard_swish, by its 6. These divide nothing. At a kink, the slope is that of the outer side.
 @jax.custom_jvp
 def _relu6(x: Array) -> Array:
     # Compilers and exporters fuse this spelling; jax.nn.relu6 becomes Max and Min.

@@ -81,24 +81,40 @@ def configure_jax() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-# In inference, of XLA:CPU. Loops that load more than they compute take fewer loads with vectors of
-# 512 bits, where the processor has them; XLA's choice is 256. By default, products are calls of
-# YNNPACK, as sums are: Eigen's are faster for the long arrays of feature maps.
+# Of XLA:CPU. Loops that load more than they compute take fewer loads with vectors of 512 bits,
+# where the processor has them; XLA's choice is 256.
+_TRAINING: dict[str, int | str] = {"xla_cpu_prefer_vector_width": 512}
+
+# By default, products are calls of YNNPACK, as sums are: Eigen's are faster for the long arrays of
+# feature maps. In training they gain nothing, and lose where feature maps are small.
 _INFERENCE: dict[str, int | str] = {
-    "xla_cpu_prefer_vector_width": 512,
+    **_TRAINING,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
+
+
+def training_options() -> dict[str, int | str] | None:
+    """Returns XLA's options for a jitted training step (`jax.jit(..., compiler_options=…)`).
+
+    On CPU, the width of vectors, if `XLA_FLAGS` does not set it. None elsewhere. Such a function
+    cannot be called within another `jit`.
+    """
+    return _not_given(_TRAINING)
 
 
 def inference_options() -> dict[str, int | str] | None:
     """Returns XLA's options for a jitted inference (`jax.jit(..., compiler_options=…)`).
 
-    On CPU, the width of vectors and the library of matrix products, each if `XLA_FLAGS` does not
-    set it. None elsewhere. Such a function cannot be called within another `jit`.
+    On CPU, those of training and the library of matrix products, each if `XLA_FLAGS` does not set
+    it. None elsewhere. Such a function cannot be called within another `jit`.
     """
+    return _not_given(_INFERENCE)
+
+
+def _not_given(options: dict[str, int | str]) -> dict[str, int | str] | None:
     import jax
 
     if jax.default_backend() != "cpu":
         return None
     given = os.environ.get("XLA_FLAGS", "")
-    return {name: value for name, value in _INFERENCE.items() if name not in given} or None
+    return {name: value for name, value in options.items() if name not in given} or None

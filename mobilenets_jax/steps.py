@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mobilenets_jax import config as config_lib
+from mobilenets_jax import runtime
 from mobilenets_jax.augment import mix
 from mobilenets_jax.config import Replica
 from mobilenets_jax.datasets import Dataset, open_dataset
@@ -207,8 +208,12 @@ def begin(experiment: Experiment, train: Any) -> tuple[TrainState, Callable[...,
     """Returns the state before the first step, and `train` of `compile_steps`, compiled.
 
     The program that makes the state is compiled, or read from the cache, while the step is traced.
+    Where JAX is told not to compile or to look for NaN, which compiled programs do not heed, the
+    step is `train` as it is.
     """
     make, key = _initial_state(experiment)
+    if any(getattr(jax.config, name) for name in ("jax_disable_jit", "jax_debug_nans")):
+        return make(key), train
     front = (len(experiment.replicas),) if len(experiment.replicas) > 1 else ()
     shape = (*front, experiment.config.batch_size)
     side = experiment.resolution
@@ -355,12 +360,14 @@ def compile_steps(experiment: Experiment) -> tuple[Callable[..., Any], Callable[
         in_shardings=(where.state, where.batch),
         out_shardings=(where.state, where.weights),
         donate_argnums=0,
+        compiler_options=runtime.training_options(),
     )
     sums = {"loss": where.weights, "correct": where.weights, "examples": where.weights}
     evaluate = jax.jit(
         evaluate,
         in_shardings=(where.weights, where.weights, where.test),
         out_shardings={**sums, "predicted": where.predicted},
+        compiler_options=runtime.training_options(),
     )
     return train, evaluate
 

@@ -24,6 +24,7 @@ from mobilenets_jax.steps import (
     begin,
     build,
     compile_steps,
+    initial_state,
     placement,
     schedule_of,
     to_devices,
@@ -52,8 +53,8 @@ class Meter:
     """Means over the steps since the last line, and the speed.
 
     A step's loss is looked at one step later, so that the device never waits for the host. A step
-    after a pause (the first, which compiles, and those after an evaluation or a save) counts for
-    the means and not for the speed. Losses and accuracies are lists if there are several replicas.
+    after a pause (the first, and those after an evaluation or a save) counts for the means and not
+    for the speed. Losses and accuracies are lists if there are several replicas.
     """
 
     def __init__(
@@ -200,11 +201,16 @@ def _loop(
         f"{config.batch_size} on {experiment.sharded.mesh.size} "
         f"{jax.devices()[0].platform} device(s). Workdir: {workdir}"
     )
+    began = time.perf_counter()
     step_fn, eval_fn = compile_steps(experiment)
-    state, step_fn = begin(experiment, step_fn)
+    latest = checkpoint.latest_step(manager)
+    if latest == total:  # an evaluation at most is missing
+        state = initial_state(experiment)
+    else:
+        state, step_fn = begin(experiment, step_fn)
     start = 0
     meta: dict[str, Any] = {"train_seconds": 0.0, "meter": None, "evaluated": True}
-    if checkpoint.latest_step(manager) is not None:
+    if latest is not None:
         state, meta = checkpoint.restore(manager, state)
         start = int(state.step)
         logs.say(f"Resuming from step {start:,}.")
@@ -221,7 +227,6 @@ def _loop(
     save_steps = max(1, round(config.checkpoint_every * experiment.steps_per_epoch))
     meter = Meter(meta["meter"], replicas)
     images = config.batch_size * len(replicas)  # a step
-    began = time.perf_counter()
 
     def seconds() -> float:
         return meta["train_seconds"] + time.perf_counter() - began

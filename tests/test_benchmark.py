@@ -7,7 +7,15 @@ import types
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_report, benchmark_rounds, linux, peers
+from experiments import (
+    benchmark,
+    benchmark_report,
+    benchmark_rounds,
+    benchmark_summary,
+    documents,
+    linux,
+    peers,
+)
 from experiments.benchmark_floor import floor, layer_work, network_work
 from experiments.peers import machine
 from mobilenets_jax.depthwise import IMPLEMENTATIONS, PLATFORMS
@@ -82,6 +90,52 @@ def stored(**fields):
 def test_document_shows_the_stored_results():
     text = (benchmark_rounds.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert text == benchmark_report.render(benchmark_report.load())
+
+
+def test_readme_shows_the_stored_results():
+    readme = (benchmark_rounds.ROOT / "README.md").read_text(encoding="utf-8")
+    summary = benchmark_summary.render(benchmark_report.load())
+    assert readme == documents.replaced(readme, "speed", summary)
+
+
+def test_summary():
+    """The newest first; of PyTorch the fastest; in float32 alone."""
+    run = stored()["run"]
+    older = {**run, "date": "2026-11-23T23:00:00+00:00", "processor": "Another CPU, 2 cores"}
+    seconds = {"ours": [0.4], "torch eager NCHW": [0.3], "litert": [0.2], "onnxruntime": [0.6]}
+    cells = [
+        stored(
+            run=older,
+            cell=CELL._replace(task="inference", batch=1)._asdict(),
+            contenders={name: record(value) for name, value in seconds.items()},
+        ),
+        stored(run=older),
+        stored(cell=CELL._replace(dtype="bfloat16")._asdict()),
+        stored(cell=CELL._replace(batch=32)._asdict()),
+        stored(cell=CELL._replace(resolution=32)._asdict()),
+        stored(),
+        stored(cell=CELL._replace(model="v1")._asdict()),
+    ]
+    head = "| measured | on | images | threads | batch | V1 | V2 | V3-Large | V3-Small |"
+    rule = "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    new, old = "| 2026-11-24 | Some CPU, 2 cores |", "| 2026-11-23 | Another CPU, 2 cores |"
+    both = "10.00× / **0.90×**"
+    assert benchmark_summary.render(cells).splitlines() == [
+        "**Training steps**: the naive twin in Flax / PyTorch's best",
+        "",
+        head,
+        rule,
+        f"{new} 224 × 224 | 2 | 16 | {both} | {both} | – | – |",
+        f"{new} 224 × 224 | 2 | 32 | – | {both} | – | – |",
+        f"{new} 32 × 32 | 2 | 16 | – | {both} | – | – |",
+        f"{old} 224 × 224 | 2 | 16 | – | {both} | – | – |",
+        "",
+        "**Inference**: PyTorch's best / LiteRT / ONNX Runtime",
+        "",
+        head,
+        rule,
+        f"{old} 224 × 224 | 2 | 1 | – | **0.75×** / **0.50×** / 1.50× | – | – |",
+    ]
 
 
 def test_spread():

@@ -303,6 +303,7 @@ def replace_what_is_slow(monkeypatch):
 
         return train_step, eval_step
 
+    monkeypatch.setattr(train, "initial_state", initial_state)
     monkeypatch.setattr(train, "begin", lambda experiment, step: (initial_state(experiment), step))
     monkeypatch.setattr(train, "compile_steps", compile_steps)
 

@@ -79,10 +79,12 @@ def test_activation_values_by_hand():
     assert at("mish", 1.0) == [0.8651]
     assert at("gelu", 1.0) == [0.8412]
     assert at("linear", -2.0) == [-2]
+    gate = layers.SE_GATES["hard_sigmoid"](jnp.array([-3.0, 0.0, 1.5, 3.0, 9.0]))
+    np.testing.assert_allclose(gate, [0, 0.5, 0.75, 1, 1], rtol=1e-6)
 
 
 def test_slopes_by_hand():
-    """Of the constant side at kinks, as jax.nn.relu's; the second derivative is that between."""
+    """Of the outer side at kinks, as jax.nn.relu's."""
 
     def at(name, *values):
         first = jax.grad(layers.ACTIVATIONS[name])
@@ -104,6 +106,7 @@ def test_slopes_are_those_of_differentiated_values(name, dtype):
     definition = {"relu6": jax.nn.relu6, "hswish": jax.nn.hard_swish}[name]
     with jax.enable_x64(dtype == "float64"):
         x = jnp.asarray(np.linspace(-7.93, 7.93, 162), dtype)
+        x = x[jnp.abs(x) != 3]  # to which bfloat16 rounds two of them
         got, expected = (
             jax.vmap(jax.grad(function))(x) for function in (layers.ACTIVATIONS[name], definition)
         )
@@ -115,12 +118,10 @@ def test_slopes_are_those_of_differentiated_values(name, dtype):
 
 @pytest.mark.parametrize("name", ["relu6", "hswish"])
 def test_slopes_divide_nothing(name):
-    """The derivative of a minimum shares out ties by a division for each element."""
+    """As JAX's do: of a minimum for ties, of hard_swish by its 6."""
     function = layers.ACTIVATIONS[name]
     both = jax.make_jaxpr(lambda x: jax.vjp(function, x)[1](x))(1.0)
     assert str(both).count(" div ") == str(jax.make_jaxpr(function)(1.0)).count(" div ")
-    gate = layers.SE_GATES["hard_sigmoid"](jnp.array([-3.0, 0.0, 1.5, 3.0, 9.0]))
-    np.testing.assert_allclose(gate, [0, 0.5, 0.75, 1, 1], rtol=1e-6)
 
 
 # Convolutions

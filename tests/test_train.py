@@ -513,12 +513,13 @@ def test_the_batch_is_shared_and_the_state_is_everywhere(experiment):
     assert [shard.data.shape for shard in predicted.addressable_shards] == [(2,)] * 8
 
 
-@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("replicas", [1, 3, 8])
 def test_a_training_begins_as_its_parts(make, replicas):
     """With the same bits as state and step one after the other."""
     experiment = steps.build(make(replicas=replicas))
     step_fn, _ = steps.compile_steps(experiment)
     state, compiled = steps.begin(experiment, step_fn)
+    assert isinstance(compiled, jax.stages.Compiled)
     expected = steps.initial_state(experiment)
     tiny.assert_same_bits(tiny.named(state), tiny.named(expected))
     front = () if replicas == 1 else (replicas,)
@@ -535,6 +536,33 @@ def test_a_training_begins_as_its_parts(make, replicas):
     tiny.assert_same_bits(tiny.named(after), tiny.named(expected_after))
     tiny.assert_same_bits(metrics, expected_metrics)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_both_steps_are_compiled_with_the_options(experiment, monkeypatch):
+    monkeypatch.setattr(steps.runtime, "training_options", lambda: {"xla_no_such_option": 1})
+    train_step, eval_step = steps.compile_steps(experiment)
+    state = jax.eval_shape(lambda: steps.initial_state(experiment))
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((16,), jnp.int32),
+    }
+    masked = {**batch, "mask": jax.ShapeDtypeStruct((16,), jnp.float32)}
+    evaluation = (state.params, state.batch_stats, masked)
+    for step, arguments in ((train_step, (state, batch)), (eval_step, evaluation)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+            step.lower(*arguments).compile()
+
+
+@pytest.mark.parametrize("switch", ["jax_disable_jit", "jax_debug_nans"])
+def test_what_debugs_jax_gets_the_step_that_heeds_it(experiment, monkeypatch, switch):
+    monkeypatch.setattr(steps, "_initial_state", lambda experiment: (lambda key: key, 7))
+    step_fn = steps.compile_steps(experiment)[0]
+    before = getattr(jax.config, switch)
+    jax.config.update(switch, True)
+    try:
+        assert steps.begin(experiment, step_fn) == (7, step_fn)
+    finally:
+        jax.config.update(switch, before)
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.2])

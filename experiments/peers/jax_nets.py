@@ -56,15 +56,18 @@ def build(name: str, cell: peers.Cell) -> peers.Contender:
     runtime.configure_jax()
     model, variables = network(name, cell)
     images, labels = map(jnp.asarray, peers.inputs(cell))
-    options = runtime.inference_options() if name == "ours" else None  # The twin's are JAX's own.
-    if cell.task == "training":
-        step, outputs = _training(model, variables, images, labels)
+    training = cell.task == "training"
+    options = runtime.training_options() if training else runtime.inference_options()
+    if name == "naive":
+        options = None  # The twin's are JAX's own.
+    if training:
+        step, outputs = _training(model, variables, images, labels, options)
         settings = "jit, state donated"
     else:
         step, outputs = _inference(model, variables, images, options)
         folded = "BatchNorm folded" if name == "ours" else "BatchNorm as Flax computes it"
-        chosen = "".join(f", {key}={value}" for key, value in (options or {}).items())
-        settings = f"jit, {folded}{chosen}"
+        settings = f"jit, {folded}"
+    settings += "".join(f", {key}={value}" for key, value in (options or {}).items())
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     return peers.Contender(
@@ -99,10 +102,10 @@ def _inference(model: Any, variables: Any, images: Any, options: Any) -> Any:
     return step, lambda: {"logits": step()}
 
 
-def _training(model: Any, variables: Any, images: Any, labels: Any) -> Any:
+def _training(model: Any, variables: Any, images: Any, labels: Any, options: Any) -> Any:
     optimizer = optax.sgd(peers.LEARNING_RATE, peers.MOMENTUM)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def update(state: Any, images: Any, labels: Any) -> Any:
         count, params, batch_stats, momentum = state
         key = jax.random.fold_in(jax.random.key(2), count)
