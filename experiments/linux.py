@@ -38,10 +38,13 @@ def cache_bytes(caches: Path = CACHES) -> int:
 
 
 def processor() -> str:
-    """Returns the processor's name, its last cache and the number of its cores.
+    """Returns the processor's name, family and model, its last cache and the number of its cores.
 
-    A virtual machine tells a brand for a name; the cache tells its processors apart.
+    A virtual machine tells a brand for a name, which processors of several generations have.
     """
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    name = found[1] if found else platform.machine()
+    text = Path("/proc/cpuinfo").read_text()
+    told = dict(re.findall(r"^(\S[^\t:]*)\s*:\s*(.+)", text, re.MULTILINE))  # of the last core
+    name = told.get("model name", platform.machine())
+    if "cpu family" in told:
+        name += f" (family {told['cpu family']}, model {told['model']})"
     return f"{name}, {cache_bytes() >> 20} MiB of cache, {os.cpu_count()} cores"
