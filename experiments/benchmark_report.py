@@ -40,10 +40,11 @@ times of a row are of the same rounds: a peer that is added later is measured to
 others anew.
 
 - **Conditions.** Each contender runs in a process of its own, with the same cores, threads and
-  environment (ours included: the allocator's setting is given to all). Our inference alone is
-  compiled with options of its own (`runtime.inference_options`: the AMD processor's runs have
-  the width of vectors alone, those of 2026-11-24 neither); PyTorch
-  chooses both itself. Rounds are interleaved,
+  environment (ours included: the allocator's setting is given to all). Our steps alone are
+  compiled with options of their own (`runtime.training_options` and `inference_options`; each
+  row's are stored as its settings), of which the runs of 2026-11-24 had none, and those of
+  2026-11-27 no more than: in inference the width of vectors, on the Intel processor Eigen's
+  products, too. PyTorch chooses both itself. Rounds are interleaved,
   A B C A B C …; a round is one step that is not timed, for the caches and the memory that others
   left cold, and as many as fill a second (0.05 s, of a layer), at least one. Images per second are
   at the median round; quartiles in brackets, of 3 to 7 rounds (of 3 they say little). "–" was not

@@ -12,35 +12,39 @@ from experiments.benchmark_report import MODELS, best_torch, device_of, ratio, t
 # Task -> whose times, "torch" being PyTorch's fastest setting in the row.
 _AGAINST = {"training": ("naive", "torch"), "inference": ("torch", "litert", "onnxruntime")}
 _HEADS = {
-    "training": "**Training steps**: the naive twin in Flax / PyTorch's best",
+    "training": "**Training step**: the naive twin / PyTorch's best",
     "inference": "**Inference**: PyTorch's best / LiteRT / ONNX Runtime",
 }
 
 
 def render(cells: Sequence[dict[str, Any]]) -> str:
-    """Returns a table for each task: a row for each processor, date, size of images and batch.
+    """Returns the tables, of the device that was measured last: a row for each size and batch.
 
     Args:
         cells: as `benchmark_report.load` returns them; networks in float32 are shown.
     """
-    lines: list[str] = []
+    shown = [
+        cell for cell in cells if cell["kind"] == "networks" and cell["cell"]["dtype"] == "float32"
+    ]
+    last = max(shown, key=lambda cell: cell["run"]["date"])
+    device, date = device_of(last), last["run"]["date"][:10]
+    lines = [f"Of {device}, {date}:"]
     for task, against in _AGAINST.items():
-        rows: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-        for cell in cells:
+        rows: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
+        for cell in shown:
             key = cell["cell"]
-            if (cell["kind"], key.get("task"), key["dtype"]) == ("networks", task, "float32"):
+            if key["task"] == task and device_of(cell) == device:
                 size = (-key["resolution"], -key["threads"], key["batch"])
-                place = (cell["run"]["date"][:10], device_of(cell), *size)
-                rows.setdefault(place, {})[key["model"]] = cell
-        head = ("measured", "on", "images", "threads", "batch", *MODELS.values())
-        lines += ["", _HEADS[task], "", table_row(*head), table_row(*["---"] * 2, *["---:"] * 7)]
-        newest = sorted({(date, device) for date, device, *_ in rows}, reverse=True)
-        for place in sorted(rows, key=lambda place: (newest.index(place[:2]), place[2:])):
-            date, device, resolution, threads, batch = place
-            size = (f"{-resolution} × {-resolution}", -threads, batch)
-            ratios = (_ratios(rows[place].get(model), against) for model in MODELS)
-            lines.append(table_row(date, device, *size, *ratios))
-    return "\n".join(lines[1:])
+                rows.setdefault(size, {})[key["model"]] = cell
+        head = (_HEADS[task], *MODELS.values())
+        lines += ["", table_row(*head), table_row("---", *["---:"] * len(MODELS))]
+        for size in sorted(rows):
+            resolution, threads, batch = -size[0], -size[1], size[2]
+            name = f"{resolution} × {resolution}, batch {batch}"
+            name += ", one thread" * (threads == 1)
+            ratios = (_ratios(rows[size].get(model), against) for model in MODELS)
+            lines.append(table_row(name, *ratios))
+    return "\n".join(lines)
 
 
 def _ratios(cell: dict[str, Any] | None, against: Sequence[str]) -> str:

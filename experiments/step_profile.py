@@ -78,14 +78,20 @@ time.
 
 What the tables here and in docs/benchmarks.md say about the places where we are behind:
 
-- **Three processors** of two cores: an AMD EPYC, an Intel one with 300 MiB of cache, and an older
-  measurement on another Intel one ("the first Intel", 480 MiB). On the second Intel one the same
-  step took up to twice as long from one minute to the next: its ratios have wide brackets.
-- **Inference at batch 16 and 32.** PyTorch compiled takes 0.85 (V3-Small) to 0.98 (V2) of our time
-  at batch 16 on the second Intel processor, 0.75 to 0.95 at batch 32; on the AMD one, of code
-  before the last item below, 0.93 (V1) to 1.03 (V2) and 0.85 to 0.93; on the first Intel one, of
-  code before all of them, two thirds to three quarters. Found, in comparisons of alternating steps
-  (single sessions, not stored; the first three on the AMD processor), batch 16 and 32:
+- **Four processors** of two cores each: two AMD EPYC, "the first AMD" (2026-11-27, products at
+  about 215 GFLOP/s) and "the second" (family 26, 2026-11-28, 500), and two Intel Xeon, "the first
+  Intel" (2026-11-24, 375) and "the second" (300 MiB of cache, 2026-11-27, 175 to 296). On the
+  second Intel the same step took up to twice as long from one minute to the next, and on an AMD one
+  of the first's generation V3-Large's inference took 53 or 95 ms for seconds at a time while
+  PyTorch's took 61 or 69 (single sessions, not stored): other tenants of the host use its memory
+  and caches, and on those we depend more.
+- **Inference at batch 16 and 32.** PyTorch compiled takes 0.88 (V1) to 1.02 (V3-Small) of our time
+  at batch 16 on the second AMD processor, 0.67 (V3-Large) to 0.93 at batch 32 (V3-Large, alone,
+  took 63 to 78 ms from one minute to the next; the table has 76); on the second Intel 0.85
+  (V3-Small) to 0.98 (V2) and 0.75 to 0.95; on the first AMD, of code before the last item below,
+  0.93 (V1) to 1.03 (V2) and 0.85 to 0.93; on the first Intel, of code before all of them, two
+  thirds to three quarters. Found, in comparisons of alternating steps (single sessions, not stored;
+  the first three on the first AMD processor), batch 16 and 32:
   - The depthwise convolution read its input twice, padded and, for the windows without padding,
     not; and what makes it (an activation, in V1 the whole stem) was computed twice. Once now: 1.01
     to 1.11 times as fast (V2's first comparison of four said 0.91, the others 1.09).
@@ -95,61 +101,79 @@ What the tables here and in docs/benchmarks.md say about the places where we are
     and k² weights for every vector of outputs, and keeps none in registers.
   - Products by Eigen instead of YNNPACK, which is XLA's choice, on the second Intel processor: V1
     1.15 to 1.25 times as fast, V2 1.03 to 1.11, V3 1.03 to 1.08; at batch 1 1.01 (V1) to 1.14; in
-    bfloat16 1.02 to 1.13 (V1, V2, V3-Small). Not measured on the AMD one.
+    bfloat16 1.02 to 1.13 (V1, V2, V3-Small). On an AMD one of the first's generation V1 1.03 to
+    1.06, V2 1.05 to 1.07, V3 1.03 to 1.07; at batch 1 V2 and V3 1.05 to 1.16, V1 0.93 to 0.95.
 
   What is left is, above all, products: at the peak of matrix products (docs/benchmarks.md) those of
-  V1 alone would take 83 ms on the AMD processor, and PyTorch's whole inference takes 121. XLA
-  computes each as a call of a library, and what follows is fused with the padding behind it, not
-  with the product: one more pass over each expansion. That pass is vectorized and sets the padding
-  by `memset` (XLA's dump says so); V1's widest moved 26 GB/s on the second Intel processor (a
-  single session), where copies reach 34 to 51. The limit that we believe in, with XLA's CPU code as
-  it is, is PyTorch's speed; 1.2 times would need what is not a product to take half of its time.
-  Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of XLA's own
-  library fusion and its oneDNN calls, XLA's `FAST_RUNTIME` preset, fast minima and maxima, the
-  batch in chunks that fit the cache, weights as constants of the program (0.99 to 1.04 times).
-  Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9 to 1.4
-  times as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry their
-  padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of 1.15 to
-  1.3 times as many rows where maps are small).
-- **Inference at batch 1**, with two threads: on the second Intel processor PyTorch takes 1.05 (V1),
-  1.20 (V3-Large), 1.57 (V2) and 2.09 times (V3-Small) as long, LiteRT and ONNX Runtime 0.60 to
-  0.89; on the other two, of older code, PyTorch 0.76 to 1.25. Operations are so short that sharing
-  them out costs what it gains (with one thread, on the first Intel processor, we were ahead of
-  PyTorch but for V1, and LiteRT and ONNX Runtime took 0.66 to 0.74 of our time, where 0.83 was the
-  goal).
-- **Training** is ahead of PyTorch but for V1 at batch 16, where PyTorch takes 0.98 of our time on
-  the AMD processor and 0.83 on the second Intel one (three rounds each, 0.498 to 0.617 s against
-  0.561 to 0.680; at batch 32 it takes 1.01 and 1.06 times as long, on the first Intel one 1.15 and
-  1.14). Products are the largest part of V1's step. Alone, on the second Intel processor (a single
-  session, not stored), those of the weights' gradients reach 75 to 208 GFLOP/s by XLA's two
-  libraries, 102 to 299 by PyTorch's; the forward ones 95 to 238 by YNNPACK, 110 to 298 by Eigen,
-  131 to 306 by PyTorch's. Tried for the weights' gradients: the transposed product (1.0 to 1.3
-  times as fast, alone), transposed copies, chunks of the rows, a loop over them (slower, but for
-  a few of the widest). Tried for the whole step, without a gain that could be told from noise:
-  vectors of 512 bits (0.99 to 1.07 in eight comparisons there, 1.01 to 1.02 on the AMD one),
-  Eigen's products (0.96 to 1.09), the stem's patches as one fusion (0.96 to 1.00). The sums of
-  BatchNorm cost one pass over the widest arrays for each: an expansion's are taken from its
-  inputs now (V2 1.05 to 1.10 times as fast, V3 1.01 to 1.05, single sessions on the AMD one). Not
-  worth it: the same for V1's products, whose inputs are half as many as their outputs (0.99 to
-  1.00), and expansions computed again for the gradient (0.90 to 0.99). In the table of the first
-  Intel processor, products that BatchNorm's arithmetic is fused with count as BatchNorm.
-- **12 times the naive twin** is missed by V1 at batch 16 (8.6, 10.8 and 11.2 times on the three
-  processors), at batch 32 on the AMD one (10.4), and was by V3-Small at batch 16 in older code.
-  For V1 on the AMD one it would be 365 ms, of which products take 235 at their peak; PyTorch's step
-  takes 500. The twin loses most where it is depthwise (its table: V3-Small more than V1), and V1
-  has the largest part of products, which gain least. Tried for V3-Small in single sessions, not
-  stored, without gain: seven other stems (patches, rows, space to depth, banded blocks), 16 images
-  unrolled in the weight gradient, a hard-swish by clipping, accumulators by rows.
+  V1 alone would take 36 ms at batch 16 on the second AMD processor, where PyTorch's whole inference
+  takes 48, LiteRT's 46 and ours 54: 1.2 times PyTorch's speed would be 40. XLA computes each as a
+  call of a library, and what follows is fused with the padding behind it, not with the product: one
+  more pass over each expansion. That pass is vectorized and sets the padding by `memset` (XLA's
+  dump says so); V1's widest moved 26 GB/s on the second Intel processor (a single session), where
+  copies reach 34 to 51. The limit that we believe in, with XLA's CPU code as it is, is PyTorch's
+  speed. Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of
+  XLA's own library fusion and its oneDNN calls, XLA's `FAST_RUNTIME` preset, fast minima and
+  maxima, the batch in chunks that fit the cache, weights as constants of the program (0.99 to 1.04
+  times). Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9
+  to 1.4 times as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry
+  their padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of
+  1.15 to 1.3 times as many rows where maps are small).
+- **Inference at batch 1**, with two threads: PyTorch takes 0.96 (V3-Large), 0.97 (V1), 1.29 (V2)
+  and 2.00 times (V3-Small) as long on the second AMD processor, LiteRT and ONNX Runtime 0.43 to
+  0.98; on the second Intel 1.05 (V1), 1.20 (V3-Large), 1.57 (V2) and 2.09 (V3-Small), LiteRT and
+  ONNX Runtime 0.60 to 0.89; on the other two, of older code, PyTorch 0.76 to 1.25. Operations are
+  so short that sharing them out costs what it gains. With one thread, PyTorch takes 1.16 (V1) to
+  2.10 times (V3-Small) as long on the second AMD, the faster of LiteRT and ONNX Runtime 0.84 to
+  0.90, where 0.83 was the goal (on the first Intel, of older code, PyTorch 0.90 to 1.68, the others
+  0.66 to 0.74); with two, V3-Large's takes longer there (3.5 ms, in rounds of 2.4 to 3.9) than with
+  one (3.4).
+- **Training** is ahead of PyTorch on the second AMD processor (1.10, V1, to 1.30, V3-Small, at
+  batch 16, 1.21 to 1.27 at batch 32) but for V1 at batch 32 (0.95: PyTorch's step takes 1.74 times
+  what it takes for 16 images, ours 2.02). Elsewhere, of older code, it is but for V1 at batch 16,
+  where PyTorch takes 0.98 of our time on the first AMD processor and 0.83 on the second Intel one
+  (three rounds each, 0.498 to 0.617 s against 0.561 to 0.680; at batch 32 it takes 1.01 and 1.06
+  times as long, on the first Intel one 1.15 and 1.14). Vectors of 512 bits are new on the second
+  AMD: V2 1.03 to 1.06 times as fast there, V1 1.03, V3 1.01 to 1.03 (alternating steps, single
+  sessions, not stored; on the second Intel 0.99 to 1.07 in eight comparisons, on an AMD one of the
+  first's generation 1.00 to 1.01). So are the slopes of ReLU6 and h-swish, which divide nothing:
+  V3-Small 1.04 to 1.05 times as fast at batch 16, the others 1.00 to 1.02. Products are the largest
+  part of V1's step, and where they are fast, as on the second AMD, BatchNorm is next: 32 % (its
+  table), in passes over arrays that are larger than the cache. Alone, on the second Intel processor
+  (a single session, not stored), those of the weights' gradients reach 75 to 208 GFLOP/s by XLA's
+  two libraries, 102 to 299 by PyTorch's; the forward ones 95 to 238 by YNNPACK, 110 to 298 by
+  Eigen, 131 to 306 by PyTorch's. Tried for the weights' gradients: the transposed product (1.0 to
+  1.3 times as fast, alone), transposed copies, chunks of the rows, a loop over them (slower, but
+  for a few of the widest). Tried for the whole step, without a gain that could be told from noise:
+  Eigen's products (0.96 to 1.09 on the second Intel, 0.99 to 1.03 on the AMD ones; on the second of
+  them 0.83 to 0.87 for V1 at batch 1 and at 32 × 32), the stem's patches as one fusion (0.96 to
+  1.00). The sums of BatchNorm cost one pass over the widest arrays for each: an expansion's are
+  taken from its inputs now (V2 1.05 to 1.10 times as fast, V3 1.01 to 1.05, single sessions on the
+  first AMD). Not worth it: both sums in one loop over chunks of rows (alone 0.5 to 1.4 times as
+  fast), the same for V1's products, whose inputs are half as many as their outputs (0.99 to 1.00),
+  and expansions computed again for the gradient (0.90 to 0.99). In the table of the first Intel
+  processor, products that BatchNorm's arithmetic is fused with count as BatchNorm.
+- **12 times the naive twin** is missed by V1 at batch 16 (8.6, 10.8, 11.2 and 11.8 times on the
+  first AMD, the first and second Intel and the second AMD), and at batch 32 on the first AMD (10.4;
+  on the second 12.5), and was by V3-Small at batch 16 in older code. For V1 it would be 240 ms on
+  the second AMD (ours takes 244) and 365 ms on the first, of which products take 101 and 235 at
+  their peak; PyTorch's step takes 269 and 500. The twin loses most where it is depthwise (its
+  table: V3-Small more than V1), and V1 has the largest part of products, which gain least. Tried
+  for V3-Small in single sessions, not stored, without gain: seven other stems (patches, rows, space
+  to depth, banded blocks), 16 images unrolled in the weight gradient, a hard-swish by clipping,
+  accumulators by rows.
 - **In blocks with squeeze-and-excite and ReLU** (V3), XLA computed the depthwise convolution twice,
   once for the mean and once for the product with the gate; since ReLU is a selection there, which
   it does not duplicate, once (tests/test_fusion.py): the same bits 1.01 to 1.05 times as fast (a
   single session, not stored). The first Intel processor's table of V3's inference is of before.
-- **A second start takes longer than the 5 s that were wished** (the last table; on the faster one
-  of the processors 6.4 to 6.6 s were seen in single sessions before tracing was made shorter, not
-  since). Only compilation is cached: what is left is Python, above all imports and tracing
-  the step. Done: blocks of one shape are traced once, and so are the initial weights. Tried: both
-  compilations at a time in two threads (0.1 s gained: Python's lock), and keeping programs of under
-  a second of compilation, too (nothing).
+- **A second start**, with what the first one compiled, takes 4.5 s to its first step on the second
+  AMD processor, where it took 5.5 before two changes of 2026-11-28 (8 starts each, alternating, not
+  stored): Python collects garbage less often (5.5 to 4.7 s in single starts), and the program that
+  makes the first state is loaded while the training step is traced (4.5 to 4.05 s in starts of a
+  profiled program; a first start 15.7 to 14.5). It took 13 to 14 s on the first AMD and the second
+  Intel before them; not measured there since. What is left is Python: imports, tracing, lowering
+  (about 2.9 s), and loading compiled programs (1.4 s). Done earlier: blocks of one shape are traced
+  once, and so are the initial weights. Tried: keeping programs of under a second of compilation,
+  too (nothing).
 """
 
 

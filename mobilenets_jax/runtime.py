@@ -1,4 +1,4 @@
-"""What a program sets for itself: its memory, before it starts, then how JAX runs and compiles.
+"""What a program sets for itself: its memory, then how JAX runs and compiles.
 
 Owns the process's environment. Knows nothing of networks or configs, and must import neither JAX
 nor NumPy before it is asked to: glibc reads its settings once, when a process starts.
