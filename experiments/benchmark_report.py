@@ -512,7 +512,7 @@ def chart(cells: list[dict[str, Any]], path: Path) -> None:
     for (device, task, here), line in zip(rows, panels, strict=True):
         for model, panel in zip(MODELS, line, strict=True):
             _panel(panel, shown(here, task, model), f"{MODELS[model]} {task}")
-        line[0].set_ylabel(device, fontsize=6.5, color="#777777", wrap=True)
+        line[0].set_ylabel(device.replace(", ", "\n"), fontsize=6.5, color="#777777")
     figure.suptitle("Images per second (longer is faster)", color="#333333")
     figure.savefig(path, metadata={"Software": None})
 
