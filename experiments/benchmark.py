@@ -30,9 +30,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from experiments import benchmark_report, benchmark_summary, documents, linux, peers
+from experiments.arguments import Parser, positive
 from experiments.benchmark_rounds import (
     ROOT,
     agreements,
@@ -279,17 +280,6 @@ def layers(options: argparse.Namespace) -> None:
                 _say(cell, records)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message[0].upper()}{message[1:]}; see --help.")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
-    return int(text)
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line.
 
@@ -297,23 +287,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         InputError: with one sentence that says what is wrong.
     """
     cores = len(os.sched_getaffinity(0))
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("render")
     for name in ("layers", "networks"):
         action = actions.add_parser(name)
-        action.add_argument("--threads", type=_positive, default=cores)
+        action.add_argument("--threads", type=positive, default=cores)
         action.add_argument("--out", type=Path, required=True)
-        action.add_argument("--rounds", type=_positive, default=7)
+        action.add_argument("--rounds", type=positive, default=7)
         action.add_argument("--models", nargs="+", default=list(peers.MODELS))
         action.add_argument("--retry", action="store_true")
         if name == "layers":
-            action.add_argument("--batch", type=_positive, default=16)
+            action.add_argument("--batch", type=positive, default=16)
             action.add_argument("--dtype", choices=DTYPES, default="float32")
             continue
         action.add_argument("--task", nargs="+", choices=TASKS, default=TASKS)
-        action.add_argument("--batch", nargs="+", type=_positive, default=[16])
-        action.add_argument("--resolution", nargs="+", type=_positive, default=[224])
+        action.add_argument("--batch", nargs="+", type=positive, default=[16])
+        action.add_argument("--resolution", nargs="+", type=positive, default=[224])
         action.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
         action.add_argument("--peers", nargs="+", default=list(peers.CONTENDERS))
     options = parser.parse_args(arguments)

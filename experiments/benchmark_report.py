@@ -40,15 +40,14 @@ times of a row are of the same rounds: a peer that is added later is measured to
 others anew.
 
 - **Conditions.** Each contender runs in a process of its own, with the same cores, threads and
-  environment (ours included: the allocator's setting is given to all). Our steps alone are
-  compiled with options of their own (`runtime.training_options` and `inference_options`; each
-  row's are stored as its settings), of which the runs of 2026-11-24 had none, and those of
-  2026-11-27 no more than: in inference the width of vectors, on the Intel processor Eigen's
-  products, too. PyTorch chooses both itself. Rounds are interleaved,
-  A B C A B C …; a round is one step that is not timed, for the caches and the memory that others
-  left cold, and as many as fill a second (0.05 s, of a layer), at least one. Images per second are
-  at the median round; quartiles in brackets, of 3 to 7 rounds (of 3 they say little). "–" was not
-  run.
+  environment (ours included: the allocator's setting is given to all). Our steps alone are compiled
+  with options of their own (`runtime.training_options` and `inference_options`; each row's are
+  stored as its settings), of which the runs of 2026-11-24 had none, and those of 2026-11-27 no more
+  than: in inference the width of vectors, on the Intel processor Eigen's products, too. PyTorch
+  chooses both itself. Rounds are interleaved, A B C A B C …; a round is one step that is not timed,
+  for the caches and the memory that others left cold, and as many as fill a second (0.05 s, of a
+  layer), at least one. Images per second are at the median round; quartiles in brackets, of 3 to 7
+  rounds (of 3 they say little). "–" was not run.
 - **Training step**: forward with BatchNorm's statistics and dropout, cross entropy, backward, SGD
   with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
   fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
@@ -63,10 +62,12 @@ others anew.
   and statistics there. More than 1e-10 would be marked "not equal". Where the twin has no time, it
   took one step for this comparison alone. In bfloat16 both round; there the numbers are our
   distance from the twin in float32 and, in brackets, that of the twin in bfloat16. More than twice
-  as far is marked "not equal". That happened to V1's and V2's loss, one number whose distance is
-  chance; gradients and statistics are as far as the twin's. (Over 12 other inputs at 96 pixels, a
-  single session, not stored, the medians are 0.24 % for ours and 0.23 % for the twin of V1, of V2
-  0.13 and 0.18 %.) "–" was not compared.
+  as far, or 0.9, is marked "not equal". That happened in training: to V1 and V2, whose gradient
+  bfloat16 moves by as much as it is long, in the twin, too; and by the loss, one number whose
+  distance is chance, to V1, V2 and, on the processor of family 26, V3-Large. Gradients and
+  statistics are as far as the twin's. (Over 12 other inputs at 96 pixels, a single session, not
+  stored, the medians are 0.24 % for ours and 0.23 % for the twin of V1, of V2 0.13 and 0.18 %.) "–"
+  was not compared.
 - **Ratios** are peer's time over ours: above 1, ours is faster. PyTorch (torchvision; timm for V1)
   is shown at the fastest setting that was measured, of eager and `torch.compile`, NCHW and
   channels_last (NHWC below); in brackets the lowest and highest ratio within a round.
@@ -74,8 +75,8 @@ others anew.
   mark is set back after compilation), and of it what was added since the libraries were loaded:
   PyTorch's are larger than JAX's, whose own start is in what it added. What the compiler took and
   freed was given back before (`malloc_trim`), which trainings don't do; with it the peaks are
-  higher, and stored too. On a GPU the device's, ours
-  with the first step in it, which cannot be set back there.
+  higher, and stored too. On a GPU the device's, ours with the first step in it, which cannot be set
+  back there.
   **First step** is the time to the end of the first step, with compilation and without any cache.
 - **Of the floor**: the floor over our time, with what bounds it in brackets. The floor is the
   larger of the step's operations over the measured peak of XLA's matrix products (other libraries

@@ -45,6 +45,6 @@ def processor() -> str:
     text = Path("/proc/cpuinfo").read_text()
     told = dict(re.findall(r"^(\S[^\t:]*)\s*:\s*(.+)", text, re.MULTILINE))  # of the last core
     name = told.get("model name", platform.machine())
-    if "cpu family" in told:
+    if {"cpu family", "model"} <= told.keys():
         name += f" (family {told['cpu family']}, model {told['model']})"
     return f"{name}, {cache_bytes() >> 20} MiB of cache, {os.cpu_count()} cores"

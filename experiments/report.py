@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from experiments import (
     report_data,
@@ -27,6 +27,7 @@ from experiments import (
     report_plots,
     report_store,
 )
+from experiments.arguments import Parser
 from experiments.report_blocks import Heading, Picture, Text, markdown
 from experiments.report_sections import View, overview, sections, view
 from mobilenets_jax.errors import InputError
@@ -129,11 +130,6 @@ def render(results: Path, out: Path) -> None:
     out.write_text(document(views, relative, pictures), encoding="utf-8")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message[0].upper()}{message[1:]}; see --help.")
-
-
 def run(arguments: Sequence[str]) -> None:
     """Does what the command line says.
 
@@ -144,7 +140,7 @@ def run(arguments: Sequence[str]) -> None:
         InputError: for bad input.
     """
     command = arguments[0] if arguments and arguments[0] in ("store", "render") else ""
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m experiments.report {command}".rstrip(),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -78,8 +78,8 @@ time.
 
 What the tables here and in docs/benchmarks.md say about the places where we are behind:
 
-- **Four processors** of two cores each: two AMD EPYC, "the first AMD" (2026-11-27, products at
-  about 215 GFLOP/s) and "the second" (family 26, 2026-11-28, 500), and two Intel Xeon, "the first
+- **Four processors** of two cores each: two AMD EPYC, "the first AMD" (2026-11-27, products at up
+  to 220 GFLOP/s) and "the second" (family 26, 2026-11-28, 538), and two Intel Xeon, "the first
   Intel" (2026-11-24, 375) and "the second" (300 MiB of cache, 2026-11-27, 175 to 296). On the
   second Intel the same step took up to twice as long from one minute to the next, and on an AMD one
   of the first's generation V3-Large's inference took 53 or 95 ms for seconds at a time while
@@ -102,31 +102,34 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   - Products by Eigen instead of YNNPACK, which is XLA's choice, on the second Intel processor: V1
     1.15 to 1.25 times as fast, V2 1.03 to 1.11, V3 1.03 to 1.08; at batch 1 1.01 (V1) to 1.14; in
     bfloat16 1.02 to 1.13 (V1, V2, V3-Small). On an AMD one of the first's generation V1 1.03 to
-    1.06, V2 1.05 to 1.07, V3 1.03 to 1.07; at batch 1 V2 and V3 1.05 to 1.16, V1 0.93 to 0.95.
+    1.06, V2 1.05 to 1.07, V3 1.03 to 1.07; at batch 1 V2 and V3 1.05 to 1.16, V1 0.93 to 0.95. On
+    the second AMD V1 1.01 and 1.07, V2 1.04 and 1.05, V3 1.07 to 1.08; at batch 1 V2 and V3 1.09 to
+    1.35, V1 0.90, which is why PyTorch is ahead there.
 
   What is left is, above all, products: at the peak of matrix products (docs/benchmarks.md) those of
-  V1 alone would take 36 ms at batch 16 on the second AMD processor, where PyTorch's whole inference
-  takes 48, LiteRT's 46 and ours 54: 1.2 times PyTorch's speed would be 40. XLA computes each as a
-  call of a library, and what follows is fused with the padding behind it, not with the product: one
-  more pass over each expansion. That pass is vectorized and sets the padding by `memset` (XLA's
-  dump says so); V1's widest moved 26 GB/s on the second Intel processor (a single session), where
-  copies reach 34 to 51. The limit that we believe in, with XLA's CPU code as it is, is PyTorch's
-  speed. Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of
-  XLA's own library fusion and its oneDNN calls, XLA's `FAST_RUNTIME` preset, fast minima and
-  maxima, the batch in chunks that fit the cache, weights as constants of the program (0.99 to 1.04
-  times). Tried on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9
-  to 1.4 times as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry
-  their padding from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of
-  1.15 to 1.3 times as many rows where maps are small).
+  V1 alone would take 32 ms at batch 16 on the second AMD processor, where PyTorch's whole inference
+  takes 48, LiteRT's 46 and ours 54, of it 36 in products (the table): 1.2 times PyTorch's speed
+  would be 40. XLA computes each as a call of a library, and what follows is fused with the padding
+  behind it, not with the product: one more pass over each expansion. That pass is vectorized and
+  sets the padding by `memset` (XLA's dump says so); V1's widest moved 26 GB/s on the second Intel
+  processor (a single session), where copies reach 34 to 51. The limit that we believe in, with
+  XLA's CPU code as it is, is PyTorch's speed. Tried in single sessions, not stored, without gain:
+  the `+dot` and `+eltwise` kinds of XLA's own library fusion and its oneDNN calls, XLA's
+  `FAST_RUNTIME` preset, fast minima and maxima, the batch in chunks that fit the cache, weights as
+  constants of the program (0.99 to 1.04 times). Tried on layers, and not built: feature maps as
+  `[C, H, W, N]` (depthwise with padding 0.9 to 1.4 times as fast at batch 16, slower at batch 1,
+  products 1.05 times), and maps that carry their padding from layer to layer (the depthwise part
+  1.3 to 1.5 times as fast, but products of 1.15 to 1.3 times as many rows where maps are small).
 - **Inference at batch 1**, with two threads: PyTorch takes 0.96 (V3-Large), 0.97 (V1), 1.29 (V2)
   and 2.00 times (V3-Small) as long on the second AMD processor, LiteRT and ONNX Runtime 0.43 to
   0.98; on the second Intel 1.05 (V1), 1.20 (V3-Large), 1.57 (V2) and 2.09 (V3-Small), LiteRT and
   ONNX Runtime 0.60 to 0.89; on the other two, of older code, PyTorch 0.76 to 1.25. Operations are
   so short that sharing them out costs what it gains. With one thread, PyTorch takes 1.16 (V1) to
-  2.10 times (V3-Small) as long on the second AMD, the faster of LiteRT and ONNX Runtime 0.84 to
-  0.90, where 0.83 was the goal (on the first Intel, of older code, PyTorch 0.90 to 1.68, the others
-  0.66 to 0.74); with two, V3-Large's takes longer there (3.5 ms, in rounds of 2.4 to 3.9) than with
-  one (3.4).
+  2.09 times (V3-Small) as long on the second AMD, the faster of LiteRT and ONNX Runtime 0.84 to
+  0.90, where 0.83 was the goal (on the first Intel, of older code, PyTorch 0.90 to 1.68, the faster
+  0.66 to 0.70). With two threads, V3-Large's and V2's have two speeds there, which change within a
+  process: rounds of 2.4 and 3.5 to 3.9 ms, 2.6 and 4.4 (alone 2.8 and 4.3, and 2.5 to 2.8); one,
+  three, four and eight threads of XLA's were no way out (single sessions, not stored).
 - **Training** is ahead of PyTorch on the second AMD processor (1.10, V1, to 1.30, V3-Small, at
   batch 16, 1.21 to 1.27 at batch 32) but for V1 at batch 32 (0.95: PyTorch's step takes 1.74 times
   what it takes for 16 images, ours 2.02). Elsewhere, of older code, it is but for V1 at batch 16,
@@ -137,25 +140,25 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   sessions, not stored; on the second Intel 0.99 to 1.07 in eight comparisons, on an AMD one of the
   first's generation 1.00 to 1.01). So are the slopes of ReLU6 and h-swish, which divide nothing:
   V3-Small 1.04 to 1.05 times as fast at batch 16, the others 1.00 to 1.02. Products are the largest
-  part of V1's step, and where they are fast, as on the second AMD, BatchNorm is next: 32 % (its
-  table), in passes over arrays that are larger than the cache. Alone, on the second Intel processor
-  (a single session, not stored), those of the weights' gradients reach 75 to 208 GFLOP/s by XLA's
-  two libraries, 102 to 299 by PyTorch's; the forward ones 95 to 238 by YNNPACK, 110 to 298 by
-  Eigen, 131 to 306 by PyTorch's. Tried for the weights' gradients: the transposed product (1.0 to
-  1.3 times as fast, alone), transposed copies, chunks of the rows, a loop over them (slower, but
-  for a few of the widest). Tried for the whole step, without a gain that could be told from noise:
-  Eigen's products (0.96 to 1.09 on the second Intel, 0.99 to 1.03 on the AMD ones; on the second of
-  them 0.83 to 0.87 for V1 at batch 1 and at 32 × 32), the stem's patches as one fusion (0.96 to
-  1.00). The sums of BatchNorm cost one pass over the widest arrays for each: an expansion's are
-  taken from its inputs now (V2 1.05 to 1.10 times as fast, V3 1.01 to 1.05, single sessions on the
-  first AMD). Not worth it: both sums in one loop over chunks of rows (alone 0.5 to 1.4 times as
-  fast), the same for V1's products, whose inputs are half as many as their outputs (0.99 to 1.00),
-  and expansions computed again for the gradient (0.90 to 0.99). In the table of the first Intel
-  processor, products that BatchNorm's arithmetic is fused with count as BatchNorm.
+  part of V1's step, BatchNorm the next, a third on every processor, in passes over arrays that are
+  larger than the cache. Alone, on the second Intel processor (a single session, not stored), those
+  of the weights' gradients reach 75 to 208 GFLOP/s by XLA's two libraries, 102 to 299 by PyTorch's;
+  the forward ones 95 to 238 by YNNPACK, 110 to 298 by Eigen, 131 to 306 by PyTorch's. Tried for the
+  weights' gradients: the transposed product (1.0 to 1.3 times as fast, alone), transposed copies,
+  chunks of the rows, a loop over them (slower, but for a few of the widest). Tried for the whole
+  step, without a gain that could be told from noise: Eigen's products (0.96 to 1.09 on the second
+  Intel, 0.99 to 1.03 on the AMD ones; on the second of them 0.83 to 0.87 for V1 at batch 1 and at
+  32 × 32), the stem's patches as one fusion (0.96 to 1.00). The sums of BatchNorm cost one pass
+  over the widest arrays for each: an expansion's are taken from its inputs now (V2 1.05 to 1.10
+  times as fast, V3 1.01 to 1.05, single sessions on the first AMD). Not worth it: both sums in one
+  loop over chunks of rows (alone 0.5 to 1.4 times as fast), the same for V1's products, whose
+  inputs are half as many as their outputs (0.99 to 1.00), and expansions computed again for the
+  gradient (0.90 to 0.99). In the table of the first Intel processor, products that BatchNorm's
+  arithmetic is fused with count as BatchNorm.
 - **12 times the naive twin** is missed by V1 at batch 16 (8.6, 10.8, 11.2 and 11.8 times on the
   first AMD, the first and second Intel and the second AMD), and at batch 32 on the first AMD (10.4;
   on the second 12.5), and was by V3-Small at batch 16 in older code. For V1 it would be 240 ms on
-  the second AMD (ours takes 244) and 365 ms on the first, of which products take 101 and 235 at
+  the second AMD (ours takes 244) and 365 ms on the first, of which products take 96 and 235 at
   their peak; PyTorch's step takes 269 and 500. The twin loses most where it is depthwise (its
   table: V3-Small more than V1), and V1 has the largest part of products, which gain least. Tried
   for V3-Small in single sessions, not stored, without gain: seven other stems (patches, rows, space

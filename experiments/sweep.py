@@ -28,9 +28,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from experiments import ablation, launchers
+from experiments.arguments import Parser, positive
 from experiments.launchers import STOPPED, Launcher, Task
 from experiments.sweep_board import Board, Status, clock, listing, pace, progress
 from experiments.sweep_plan import Experiment, check, forget_outdated, plan, select
@@ -152,24 +152,13 @@ def _start(status: Status, launcher: Launcher, board: Board, waiting: set[Task])
 # The command line -------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message[0].upper()}{message[1:]}; see --help.")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
-    return int(text)
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line.
 
     Raises:
         InputError: with one sentence that says what is wrong.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m experiments.sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -180,11 +169,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--workdir", type=Path, required=True, help="where everything goes")
     add("--scale", choices=ablation.SCALES, default="smoke", help="data set and budget")
     default = ", ".join(f"{scale} {number}" for scale, number in SEEDS.items())
-    add("--seeds", type=_positive, help=f"how many seeds (default: {default})")
+    add("--seeds", type=positive, help=f"how many seeds (default: {default})")
     add("--only", default="", metavar="PATTERN", help="part of a run's name; *, ? and [] match")
     add(
         "--jobs",
-        type=_positive,
+        type=positive,
         help="how many at once (default: one for each GPU, one on CPU; Slurm's own)",
     )
     add("--launcher", choices=("local", "slurm"), default="local")
