@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mobilenets_jax import runtime
+from mobilenets_jax import chunks, runtime
 from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import create_model
 from mobilenets_jax.specs import pad_amounts
@@ -16,9 +16,9 @@ from mobilenets_jax.specs import pad_amounts
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
 
 
-def inference_hlo(name, alpha=0.5, folded=False, **arguments):
+def inference_hlo(name, alpha=0.5, folded=False, loop=False, **arguments):
     model = create_model(name, 10, alpha, **arguments)
-    x = jnp.zeros((2, 64, 64, 3))
+    x = jnp.zeros((2 * jax.device_count(), 64, 64, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     if folded:
         ones = jax.tree.map(lambda each: np.ones(each.shape, each.dtype), variables)
@@ -26,7 +26,11 @@ def inference_hlo(name, alpha=0.5, folded=False, **arguments):
     apply = jax.jit(
         functools.partial(model.apply, train=False), compiler_options=runtime.inference_options()
     )
-    return model.spec, apply.lower(variables, x).compile().as_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "plan", lambda *_: [(len(model.spec.blocks) + 1, 1)] if loop else [])
+        hlo = apply.lower(variables, x).compile().as_text()
+    assert (" while(" in hlo) == loop
+    return model.spec, hlo
 
 
 def computations(hlo):
@@ -61,6 +65,8 @@ def padded(spec, i):
 # The last instruction of an activation.
 ENDS = {"relu": ("maximum", "select"), "relu6": ("clamp", "select"), "hswish": ("multiply",)}
 CASES = [(name, {"folded": folded}) for name in NETWORKS for folded in (False, True)]
+# Of each family one, by chunks of the batch.
+CASES += [(name, {"folded": True, "loop": True}) for name in NETWORKS[:3]]
 
 
 @pytest.mark.parametrize(
