@@ -7,72 +7,71 @@ On CPU a layer of the whole batch writes feature maps that are larger than the c
 layer reads them from memory. Here a few images go through many layers, and then the next few.
 """
 
-from collections.abc import Iterator
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 
-from mobilenets_jax.specs import Block, Conv, Spec, output_size
+from mobilenets_jax import costs
+from mobilenets_jax.specs import Spec
 
 Array = jax.Array
 
-# Bytes of a chunk's widest feature map, and how many times more images must fit for another loop to
-# be worth it: docs/profile.md. Products of a single image have too few rows.
-_BYTES = 3_000_000
+# For each core, bytes of a chunk's widest feature map, if one image is not larger; and how many
+# times more images must fit for another loop to be worth it. Measured with two cores alone, see
+# docs/profile.md.
+_BYTES = 1_500_000
 _GROWTH = 4
-_MIN_IMAGES = 2
-# Where no number of images divides a batch: images computed in vain, for each of the batch.
-_MAX_PADDING = 1 / 16
+# Where no number of images divides a batch: images of zeros, at most, for each one of the batch.
+_PADDING = 1 / 16
 
 
-def plan(spec: Spec, batch: int, height: int, width: int, itemsize: int) -> list[tuple[int, int]]:
+def plan(
+    spec: Spec, batch: int, height: int, width: int, itemsize: int, cores: int
+) -> list[tuple[int, int]]:
     """Returns the loops: of each, the layer that it ends before, and its images at a time.
 
     Layers are counted from the stem, 0, on; block i is i + 1. What follows the last loop takes the
-    whole batch.
+    whole batch, and so does everything where no suitable number of images (almost) divides it.
 
     Args:
         spec: the network.
-        batch: images.
+        batch: images of one device.
         height: of an image in pixels.
         width: of an image in pixels.
         itemsize: bytes of an element.
+        cores: that compute.
     """
-    loops = []
-    current = 0
+    ends, images = [], 0
     for layer, elements in enumerate(_widest(spec, height, width)):
-        images = min(max(_BYTES // (elements * itemsize), _MIN_IMAGES), batch)
-        if images >= _GROWTH * current or images == batch:
-            loops.append((layer, current))
-            current = images
-        if current == batch:
+        fitting = min(max(cores * _BYTES // (elements * itemsize), cores), batch)
+        if fitting >= _GROWTH * images or fitting == batch:
+            ends.append((layer, images))
+            images = fitting
+        if images == batch:
             break
     else:
-        loops.append((len(spec.blocks) + 1, current))
-    even = ((stop, _evenly(images, batch)) for stop, images in loops[1:])
-    return [(stop, images) for stop, images in even if images < batch]
+        ends.append((len(spec.blocks) + 1, images))
+    loops = ((stop, _evenly(images, batch)) for stop, images in ends[1:])
+    return [(stop, images) for stop, images in loops if images < batch]
 
 
-def _widest(spec: Spec, height: int, width: int) -> Iterator[int]:
+def _widest(spec: Spec, height: int, width: int) -> list[int]:
     """Elements of the widest feature map of an image: in the stem, and in each block."""
-    size = [height, width]
-    before = 0
-    rows: tuple[Conv | Block, ...] = (spec.stem, *spec.blocks)
-    for row in rows:
-        if isinstance(row, Block):
-            before = size[0] * size[1] * row.expansion
-        size = [output_size(s, row.kernel, row.strides, spec.padding) for s in size]
-        yield max(before, size[0] * size[1] * row.out)
+    layers = costs.layers(spec, height, width=width)
+    parts = itertools.groupby(layers, lambda layer: layer.name.split("/")[0])
+    maps = [max(math.prod(s) for x in part for s in (x.input, x.output)) for _, part in parts]
+    return maps[: len(spec.blocks) + 1]
 
 
 def _evenly(images: int, batch: int) -> int:
-    """Returns how many images to take instead, half to twice as many: what divides the batch best.
+    """Returns how many images to take instead, half to less than twice as many.
 
-    That is the whole batch where nothing (almost) does.
+    That is what divides the batch, or nearly does; the whole batch if there is none.
     """
-    near = [*range(images, max(images // 2, _MIN_IMAGES) - 1, -1), *range(images + 1, 2 * images)]
-    near.append(2 * images)
-    for padding in (0, batch * _MAX_PADDING):
+    near = [*range(images, max(images // 2, 2) - 1, -1), *range(images + 1, 2 * images)]
+    for padding in (0, batch * _PADDING):
         for number in near:
             if -batch % number <= padding:
                 return number
@@ -80,9 +79,16 @@ def _evenly(images: int, batch: int) -> int:
 
 
 def split(x: Array, images: int, devices: int) -> Array:
-    """Splits `[N, ...]` into `[loops, devices · images, ...]`, with images of zeros at the end.
+    """Splits a batch into chunks.
 
-    Each device's part of the batch, if it is shared out over them, is split by itself.
+    Args:
+        x: `[N, ...]`.
+        images: of each device in a chunk.
+        devices: that share the batch out among them, each an equal part; each part is split by
+            itself.
+
+    Returns:
+        `[chunks, devices · images, ...]`; images of zeros fill up the last chunk.
     """
     x = x.reshape(devices, -1, *x.shape[1:])
     padding = -x.shape[1] % images
@@ -92,6 +98,15 @@ def split(x: Array, images: int, devices: int) -> Array:
 
 
 def join(x: Array, batch: int, devices: int) -> Array:
-    """Undoes `split`, for a batch of N images: `[N, ...]`."""
+    """Undoes `split`.
+
+    Args:
+        x: `[chunks, devices · images, ...]`.
+        batch: N.
+        devices: as they were split for.
+
+    Returns:
+        `[N, ...]`.
+    """
     x = x.reshape(x.shape[0], devices, -1, *x.shape[2:]).swapaxes(0, 1)
     return x.reshape(devices, -1, *x.shape[3:])[:, : batch // devices].reshape(batch, *x.shape[3:])

@@ -115,20 +115,23 @@ def _block(spec: Spec, block: Block, name: str, shape: Shape) -> Iterator[Layer]
     yield _conv(spec, f"{name}/project", "project", depthwise.output, 1, block.out)
 
 
-def layers(spec: Spec, resolution: int = 224, channels: int = 3) -> list[Layer]:
+def layers(
+    spec: Spec, resolution: int = 224, channels: int = 3, width: int | None = None
+) -> list[Layer]:
     """Returns every layer of the network with its cost for one image.
 
     Args:
         spec: the network, scaled.
         resolution: height and width of the input in pixels.
         channels: input channels.
+        width: of the input in pixels, if it is not its height.
 
     Raises:
         InputError: if the resolution is not a positive integer.
     """
     if not isinstance(resolution, int) or resolution < 1:
         raise InputError(f"The resolution must be a positive integer, not {resolution!r}.")
-    shape: Shape = (resolution, resolution, channels)
+    shape: Shape = (resolution, resolution if width is None else width, channels)
     found = [_conv(spec, "stem", "stem", shape, spec.stem.kernel, spec.stem.out, spec.stem.strides)]
     for i, block in enumerate(spec.blocks):
         found.extend(_block(spec, block, f"blocks_{i}", found[-1].output))
@@ -149,11 +152,11 @@ def layers(spec: Spec, resolution: int = 224, channels: int = 3) -> list[Layer]:
             macs=inputs * outputs,
         )
 
-    width = shape[2]
+    features = shape[2]
     if spec.head is not None:
-        found.append(dense("head", "conv 1x1, NBN", width, spec.head.out, spec.head_bias))
-        width = spec.head.out
-    found.append(dense("classifier", "fc", width, spec.num_classes))
+        found.append(dense("head", "conv 1x1, NBN", features, spec.head.out, spec.head_bias))
+        features = spec.head.out
+    found.append(dense("classifier", "fc", features, spec.num_classes))
     return found
 
 

@@ -22,6 +22,7 @@ import tensorboardX
 import tqdm
 
 from mobilenets_jax.errors import InputError
+from mobilenets_jax.runtime import cores
 
 # One, or a list of one for each replica.
 Numbers = SupportsFloat | Sequence[float]
@@ -292,10 +293,6 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     devices = jax.devices()
-    if hasattr(os, "sched_getaffinity"):
-        host_cores: int | None = len(os.sched_getaffinity(0))
-    else:
-        host_cores = os.cpu_count()
     return {
         "versions": versions,
         "git_revision": git_revision(Path(__file__).parent),
@@ -303,7 +300,7 @@ def environment() -> dict[str, Any]:
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
             "count": len(devices),
-            "host_cores": host_cores,
+            "host_cores": cores(),
         },
     }
 

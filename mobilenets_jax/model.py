@@ -10,8 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import DynamicJaxprTracer
 
-from mobilenets_jax import chunks
+from mobilenets_jax import chunks, runtime
 from mobilenets_jax.depthwise import IMPLEMENTATIONS
 from mobilenets_jax.errors import InputError, choose
 from mobilenets_jax.layers import ACTIVATIONS, ConvBN, MobileBlock
@@ -37,6 +38,10 @@ class MobileNet(nn.Module):
     `init` makes the collections "params" and "batch_stats". Training with dropout needs
     `rngs={"dropout": key}` and `mutable=["batch_stats"]`. Under `jit` with a sharded batch,
     BatchNorm statistics are those of the global batch.
+
+    Inference in a `jit` that is traced where JAX's default backend is a CPU takes the batch in
+    chunks, see `chunks`. Other platforms would run these loops, too: what is exported from a CPU
+    for another platform should have `depthwise_implementation="lax"`, which has none.
     """
 
     spec: Spec
@@ -62,14 +67,12 @@ class MobileNet(nn.Module):
             16, 32) to the last feature map `[N, H/stride, W/stride, C]` of the blocks at it.
         """
         spec, normalize = self.spec, train and not frozen
-        stages: dict[int, Array] = {}
         carried: Carried = (x, None)
-        start = 0
-        if not (train or features):
-            for stop, chunk in self._chunks(x):
-                carried = self._in_chunks(carried, start, stop, chunk)
-                start = stop
-        x, _ = self._layers(carried, start, len(spec.blocks) + 1, normalize, stages)
+        done = 0
+        for stop, images in () if train or features else _loops(self, x):
+            carried = _in_chunks(self, carried, done, stop, images)
+            done = stop
+        (x, _), stages = _walk(self, carried, done, len(spec.blocks) + 1, normalize)
         if features:
             return stages
         if spec.last is not None:
@@ -100,81 +103,93 @@ class MobileNet(nn.Module):
         )(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    def _layers(
-        self, carried: Carried, start: int, stop: int, normalize: bool, stages: dict[int, Array]
-    ) -> Carried:
-        """Walks through the layers from `start` on: 0 is the stem, block i is i + 1.
 
-        Args:
-            carried: what the layer before gave.
-            start: the first layer.
-            stop: the layer after the last one.
-            normalize: use and update batch statistics.
-            stages: given, by total stride, the last feature map at each.
-        """
-        spec = self.spec
-        common = {
-            "dtype": self.dtype,
-            "folded": self.folded,
-            "depthwise_implementation": self.depthwise_implementation,
-        }
-        strides = (spec.stem.strides, *(row.strides for row in spec.blocks))
-        x, expanded = carried
-        for layer in range(start, stop):
-            if layer == 0:
-                first = spec.blocks[0]
-                x = ConvBN(
-                    spec,
-                    out=spec.stem.out,
-                    kernel=spec.stem.kernel,
-                    strides=spec.stem.strides,
-                    activation=spec.stem.activation,
-                    used_twice=(first.shortcut, first.strides, first.out)
-                    == ("bottleneck", 1, spec.stem.out),
-                    name="stem",
-                    **common,
-                )(x, normalize)
-            else:
-                row, block = spec.blocks[layer - 1], f"blocks_{layer - 1}"
-                before = expanded if strides[layer - 1] == 1 else None
-                x, expanded = MobileBlock(spec, row, name=block, **common)(x, normalize, before)
-            stages[math.prod(strides[: layer + 1])] = x
-        # An expansion that nothing reads would be written.
-        read = stop <= len(spec.blocks) and spec.blocks[stop - 1].shortcut == "expansion"
-        return x, expanded if read else None
+def _walk(
+    network: MobileNet, carried: Carried, start: int, stop: int, normalize: bool
+) -> tuple[Carried, dict[int, Array]]:
+    """Walks through layers; 0 is the stem, block i is i + 1.
 
-    def _chunks(self, x: Array) -> list[tuple[int, int]]:
-        """Returns `chunks.plan` where it is the faster one: compiled, on CPU, with a known batch.
+    Args:
+        network: whose layers they are.
+        carried: what the layer before gave.
+        start: the first layer.
+        stop: the layer after the last one.
+        normalize: use and update batch statistics.
 
-        Not where every layer's output is asked for, nor for exporters.
-        """
-        batch, devices = x.shape[0], jax.device_count()
-        if (
-            jax.default_backend() != "cpu"
-            or not isinstance(x, jax.core.Tracer)
-            or not isinstance(batch, int)
-            or batch % devices
-            or self.depthwise_implementation == "lax"
-            or self.is_initializing()
-            or self.is_mutable_collection("intermediates")
-        ):
-            return []
-        itemsize = jnp.dtype(self.dtype).itemsize
-        return chunks.plan(self.spec, batch // devices, x.shape[1], x.shape[2], itemsize)
+    Returns:
+        What the last layer gave, and a dict from total stride to the last feature map at it.
+    """
+    spec = network.spec
+    common = {
+        "dtype": network.dtype,
+        "folded": network.folded,
+        "depthwise_implementation": network.depthwise_implementation,
+        "parent": network,
+    }
+    strides = [spec.stem.strides, *(row.strides for row in spec.blocks)]
+    stages = {}
+    x, expanded = carried
+    for layer in range(start, stop):
+        if layer == 0:
+            first = spec.blocks[0]
+            x = ConvBN(
+                spec,
+                out=spec.stem.out,
+                kernel=spec.stem.kernel,
+                strides=spec.stem.strides,
+                activation=spec.stem.activation,
+                used_twice=(first.shortcut, first.strides, first.out)
+                == ("bottleneck", 1, spec.stem.out),
+                name="stem",
+                **common,
+            )(x, normalize)
+        else:
+            block = MobileBlock(spec, spec.blocks[layer - 1], name=f"blocks_{layer - 1}", **common)
+            x, expanded = block(x, normalize, expanded if strides[layer - 1] == 1 else None)
+        stages[math.prod(strides[: layer + 1])] = x
+    # An expansion that nothing reads would be written.
+    read = stop < len(strides) and (spec.blocks[stop - 1].shortcut, strides[stop - 1])
+    return (x, expanded if read == ("expansion", 1) else None), stages
 
-    def _in_chunks(self, carried: Carried, start: int, stop: int, chunk: int) -> Carried:
-        """As `_layers` in inference, by chunks of the batch."""
-        batch, devices = carried[0].shape[0], jax.device_count()
 
-        def body(
-            module: MobileNet, nothing: tuple[()], chunk: Carried
-        ) -> tuple[tuple[()], Carried]:
-            return nothing, module._layers(chunk, start, stop, False, {})
+def _loops(network: MobileNet, x: Array) -> list[tuple[int, int]]:
+    """Returns `chunks.plan` where chunks of images x are the faster way.
 
-        loop = nn.scan(body, variable_broadcast=("params", "batch_stats"), split_rngs={})
-        split = jax.tree.map(lambda x: chunks.split(x, chunk, devices), carried)
-        _, joined = loop(self, (), split)
-        return jax.tree.map(lambda x: chunks.join(x, batch, devices), joined)
+    That is in what is compiled for a CPU, with an equal and known part of the batch on each device;
+    not for exporters, nor where variables are written: what a loop writes would be lost.
+    """
+    batch, height, width = x.shape[:3]
+    devices = jax.device_count()
+    if (
+        jax.default_backend() != "cpu"
+        # Operation by operation, every call would compile the loop anew.
+        or not isinstance(x, DynamicJaxprTracer)
+        or not all(isinstance(size, int) for size in x.shape)
+        or batch % devices
+        or network.depthwise_implementation == "lax"
+        or (network.scope is not None and network.scope.mutable)
+    ):
+        return []
+    itemsize, cores = jnp.dtype(network.dtype).itemsize, runtime.cores()
+    return chunks.plan(network.spec, batch // devices, height, width, itemsize, cores)
+
+
+def _in_chunks(network: MobileNet, carried: Carried, start: int, stop: int, images: int) -> Carried:
+    """As `_walk` in inference, by chunks of so many images on each device."""
+    batch, devices = carried[0].shape[0], jax.device_count()
+
+    def body(network: MobileNet, nothing: tuple[()], chunk: Carried) -> tuple[tuple[()], Carried]:
+        return nothing, _walk(network, chunk, start, stop, False)[0]
+
+    loop = nn.scan(
+        body,
+        variable_broadcast=("params", "batch_stats"),
+        split_rngs={},
+        check_constancy_invariants=False,
+    )
+    split = jax.tree.map(lambda x: chunks.split(x, images, devices), carried)
+    _, joined = loop(network, (), split)
+    return jax.tree.map(lambda x: chunks.join(x, batch, devices), joined)
 
 
 def create_model(

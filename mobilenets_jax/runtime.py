@@ -65,6 +65,13 @@ def collect_garbage_seldom() -> None:
     gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
+def cores() -> int:
+    """Returns how many processor cores the process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def configure_jax() -> None:
     """Sets JAX up; only before the first computation.
 
