@@ -46,13 +46,14 @@ others anew.
   than: in inference the width of vectors, on the Intel processor Eigen's products, too. PyTorch
   chooses both itself. Rounds are interleaved, A B C A B C …; a round is one step that is not timed,
   for the caches and the memory that others left cold, and as many as fill a second (0.05 s, of a
-  layer), at least one. Images per second are at the median round; quartiles in brackets, of 3 to 7
+  layer), at least one. Images per second are at the median round; quartiles in brackets, of 3 to 9
   rounds (of 3 they say little). "–" was not run.
 - **Training step**: forward with BatchNorm's statistics and dropout, cross entropy, backward, SGD
   with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
   fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
-  no folding. Inputs, labels and weights are random, and the inputs are in place before the clock
-  starts, but for LiteRT, which copies them in.
+  no folding. Ours takes the batch in chunks (`mobilenets_jax/chunks.py`) in the rows of the AMD
+  processor of family 26; those of the others are of before. Inputs, labels and weights are random,
+  and the inputs are in place before the clock starts, but for LiteRT, which copies them in.
 - **Naive twin**: the same network in Flax as usually written, `nn.Conv` with `feature_group_count`.
   *Difference* is between its results and ours after the first step, norm of the difference over the
   norm: of the logits; or of the gradient / of loss and new BatchNorm statistics, whichever is
@@ -86,8 +87,8 @@ others anew.
   bandwidth is that of copies within it; elsewhere it is main memory's. It is a mark, not what can
   be reached, as depthwise layers are no matrix products; nor is it a strict bound: where a step as
   a whole is larger than the cache but what one layer hands to the next is not (on a CPU with a
-  large cache, training with 16 and 32 images), a part of the bytes never leaves the cache, and a
-  program may pass a floor of memory.
+  large cache, training with 16 and 32 images; and our inference, which takes few images at a time),
+  a part of the bytes never leaves the cache, and a program may pass a floor of memory.
 """
 
 

@@ -85,13 +85,15 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   of the first's generation V3-Large's inference took 53 or 95 ms for seconds at a time while
   PyTorch's took 61 or 69 (single sessions, not stored): other tenants of the host use its memory
   and caches, and on those we depend more.
-- **Inference at batch 16 and 32.** PyTorch compiled takes 0.88 (V1) to 1.02 (V3-Small) of our time
-  at batch 16 on the second AMD processor, 0.67 (V3-Large) to 0.93 at batch 32 (V3-Large, alone,
-  took 63 to 78 ms from one minute to the next; the table has 76); on the second Intel 0.85
-  (V3-Small) to 0.98 (V2) and 0.75 to 0.95; on the first AMD, of code before the last item below,
-  0.93 (V1) to 1.03 (V2) and 0.85 to 0.93; on the first Intel, of code before all of them, two
-  thirds to three quarters. Found, in comparisons of alternating steps (single sessions, not stored;
-  the first three on the first AMD processor), batch 16 and 32:
+- **Inference at batch 16 and 32.** PyTorch compiled takes 1.00 (V1), 1.22 (V2), 1.18 (V3-Large) and
+  0.74 (V3-Small) of our time at batch 16 on the second AMD processor, 0.73, 1.35, 1.19 and 1.05 at
+  batch 32; the rounds of V1 and V3 have two speeds, see below, and in the fast one it takes 0.99 to
+  1.07 (V1), 1.12 to 1.51 (V3-Large, batch 16) and 1.07 to 1.39 (V3-Small, batch 16). On the others,
+  of code before the last item below (and on the first AMD before the last two, on the first Intel
+  before all), it took 0.85 (V3-Small) to 0.98 (V2) at batch 16 and 0.75 to 0.95 at batch 32 (the
+  second Intel), 0.93 (V1) to 1.03 (V2) and 0.85 to 0.93 (the first AMD), two thirds to three
+  quarters (the first Intel). Found, in comparisons of alternating steps (single sessions, not
+  stored; the first three on the first AMD processor), batch 16 and 32:
   - The depthwise convolution read its input twice, padded and, for the windows without padding,
     not; and what makes it (an activation, in V1 the whole stem) was computed twice. Once now: 1.01
     to 1.11 times as fast (V2's first comparison of four said 0.91, the others 1.09).
@@ -103,23 +105,45 @@ What the tables here and in docs/benchmarks.md say about the places where we are
     1.15 to 1.25 times as fast, V2 1.03 to 1.11, V3 1.03 to 1.08; at batch 1 1.01 (V1) to 1.14; in
     bfloat16 1.02 to 1.13 (V1, V2, V3-Small). On an AMD one of the first's generation V1 1.03 to
     1.06, V2 1.05 to 1.07, V3 1.03 to 1.07; at batch 1 V2 and V3 1.05 to 1.16, V1 0.93 to 0.95. On
-    the second AMD V1 1.01 and 1.07, V2 1.04 and 1.05, V3 1.07 to 1.08; at batch 1 V2 and V3 1.09 to
-    1.35, V1 0.90, which is why PyTorch is ahead there.
+    the second AMD, with the next item, V1 0.97 and 0.98, V2 1.08, V3 1.09 to 1.15; at batch 1 V2
+    and V3 1.09 to 1.35, V1 0.90, which is why PyTorch is ahead there.
+  - The batch in chunks of two images, one for each core, until many fit the cache at once
+    (`mobilenets_jax/chunks.py`), on the second AMD: V2 1.26 to 1.46 times as fast at batch 16 to
+    64, V3-Large 1.12 to 1.33, V3-Small 1.06 to 1.25, V1 1.12 to 1.20 but 0.81 to 0.90 in some
+    minutes, see below; in others all but V3-Small at batch 16 were 1.8 to 2.3 times as fast, since
+    whole batches took twice as long. At batch 8 0.99 to 1.21, at 4 0.96 to 1.06; in bfloat16 0.97
+    to 1.20; 256 images of 32 × 32 pixels 0.96 (V3-Small) to 1.12. Limits of 2 to 14 MB for a
+    chunk's widest feature map, and another loop where 2, 4 or 8 times as many images fit: 3 MB (1.5
+    for each core) and 4 were never far from the best, and the best for V2 and V3. Chunks of the
+    whole network are slower (V3-Small 0.88 with two images). Not measured with more than two cores.
+
+  **Two speeds.** On the second AMD a program of chunks takes, for a round or for minutes, 1.4 (V1)
+  to 2 times (V3) as long (V1 at batch 32 96 or 136 ms, nothing between) while PyTorch's speed stays
+  or is 1.1 to 1.4 times slower; at batch 1 V3-Large and V2 have two speeds, too (2.4 and 3.5 to 3.9
+  ms, 2.6 and 4.4). In the slow one products take 1.3 times as long, what reads their output three
+  times, and one of XLA's two threads is put to sleep and woken about 200 times in a step (V3-Large
+  at batch 16), where it is 30 to 40 times in the fast one; both are busy, and V3's steps are as
+  long as one core would take. XLA's tasks have no core of their own; PyTorch's threads take the
+  same part of each array. Not the reason: small pages, addresses of arrays, both threads on one
+  core (a core for each made no difference); processors kept from idling made none that could be
+  told from chance. Not a way out: a program of two halves of the batch, a thread for each (0.64 to
+  1.06 times as fast); one, three, four and eight threads.
 
   What is left is, above all, products: at the peak of matrix products (docs/benchmarks.md) those of
   V1 alone would take 32 ms at batch 16 on the second AMD processor, where PyTorch's whole inference
-  takes 48, LiteRT's 46 and ours 54, of it 36 in products (the table): 1.2 times PyTorch's speed
-  would be 40. XLA computes each as a call of a library, and what follows is fused with the padding
-  behind it, not with the product: one more pass over each expansion. That pass is vectorized and
-  sets the padding by `memset` (XLA's dump says so); V1's widest moved 26 GB/s on the second Intel
-  processor (a single session), where copies reach 34 to 51. The limit that we believe in, with
-  XLA's CPU code as it is, is PyTorch's speed. Tried in single sessions, not stored, without gain:
-  the `+dot` and `+eltwise` kinds of XLA's own library fusion and its oneDNN calls, XLA's
-  `FAST_RUNTIME` preset, fast minima and maxima, the batch in chunks that fit the cache, weights as
-  constants of the program (0.99 to 1.04 times). Tried on layers, and not built: feature maps as
-  `[C, H, W, N]` (depthwise with padding 0.9 to 1.4 times as fast at batch 16, slower at batch 1,
-  products 1.05 times), and maps that carry their padding from layer to layer (the depthwise part
-  1.3 to 1.5 times as fast, but products of 1.15 to 1.3 times as many rows where maps are small).
+  takes 49, LiteRT's 47 and ours 49, of it 42 in products (the table; with whole batches 36, but 17
+  instead of 8 in what is depthwise): 1.2 times PyTorch's speed would be 41. XLA computes each as a
+  call of a library, and what follows is fused with the padding behind it, not with the product: one
+  more pass over each expansion. That pass is vectorized and sets the padding by `memset` (XLA's
+  dump says so). The limit that we believe in for V1, with XLA's CPU code as it is, is PyTorch's
+  speed. Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of
+  XLA's own library fusion and its oneDNN calls, XLA's `FAST_RUNTIME` preset, fast minima and
+  maxima, weights as constants of the program (0.99 to 1.04 times), JAX 0.11.2 and 0.12.0.1 (0.97 to
+  1.04 times as fast as 0.10.2, training of V1 and V2 included). Tried on layers, and not built:
+  feature maps as `[C, H, W, N]` (depthwise with padding 0.9 to 1.4 times as fast at batch 16,
+  slower at batch 1, products 1.05 times), and maps that carry their padding from layer to layer
+  (the depthwise part 1.3 to 1.5 times as fast, but products of 1.15 to 1.3 times as many rows where
+  maps are small).
 - **Inference at batch 1**, with two threads: PyTorch takes 0.96 (V3-Large), 0.97 (V1), 1.29 (V2)
   and 2.00 times (V3-Small) as long on the second AMD processor, LiteRT and ONNX Runtime 0.43 to
   0.98; on the second Intel 1.05 (V1), 1.20 (V3-Large), 1.57 (V2) and 2.09 (V3-Small), LiteRT and
@@ -127,9 +151,7 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   so short that sharing them out costs what it gains. With one thread, PyTorch takes 1.16 (V1) to
   2.09 times (V3-Small) as long on the second AMD, the faster of LiteRT and ONNX Runtime 0.84 to
   0.90, where 0.83 was the goal (on the first Intel, of older code, PyTorch 0.90 to 1.68, the faster
-  0.66 to 0.70). With two threads, V3-Large's and V2's have two speeds there, which change within a
-  process: rounds of 2.4 and 3.5 to 3.9 ms, 2.6 and 4.4 (alone 2.8 and 4.3, and 2.5 to 2.8); one,
-  three, four and eight threads of XLA's were no way out (single sessions, not stored).
+  0.66 to 0.70).
 - **Training** is ahead of PyTorch on the second AMD processor (1.10, V1, to 1.30, V3-Small, at
   batch 16, 1.21 to 1.27 at batch 32) but for V1 at batch 32 (0.95: PyTorch's step takes 1.74 times
   what it takes for 16 images, ours 2.02). Elsewhere, of older code, it is but for V1 at batch 16,
@@ -152,9 +174,11 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   over the widest arrays for each: an expansion's are taken from its inputs now (V2 1.05 to 1.10
   times as fast, V3 1.01 to 1.05, single sessions on the first AMD). Not worth it: both sums in one
   loop over chunks of rows (alone 0.5 to 1.4 times as fast), the same for V1's products, whose
-  inputs are half as many as their outputs (0.99 to 1.00), and expansions computed again for the
-  gradient (0.90 to 0.99). In the table of the first Intel processor, products that BatchNorm's
-  arithmetic is fused with count as BatchNorm.
+  inputs are half as many as their outputs (0.99 to 1.00), expansions computed again for the
+  gradient (0.90 to 0.99), and V1's layers in chunks of the batch, forward and backward, with all
+  sums in the same loop (written anew for the purpose: 0.81 to 0.97), or the stem's weights'
+  gradient alone (0.995 to 1.01). In the table of the first Intel processor, products that
+  BatchNorm's arithmetic is fused with count as BatchNorm.
 - **12 times the naive twin** is missed by V1 at batch 16 (8.6, 10.8, 11.2 and 11.8 times on the
   first AMD, the first and second Intel and the second AMD), and at batch 32 on the first AMD (10.4;
   on the second 12.5), and was by V3-Small at batch 16 in older code. For V1 it would be 240 ms on
