@@ -52,8 +52,9 @@ others anew.
   with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
   fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
   no folding. Ours takes the batch in chunks (`mobilenets_jax/chunks.py`) in the rows of the AMD
-  processor of family 26; those of the others are of before. Inputs, labels and weights are random,
-  and the inputs are in place before the clock starts, but for LiteRT, which copies them in.
+  processor of family 26 in float32 at batch 16 and 32; all others are of before, or of single
+  images. Inputs, labels and weights are random, and the inputs are in place before the clock
+  starts, but for LiteRT, which copies them in.
 - **Naive twin**: the same network in Flax as usually written, `nn.Conv` with `feature_group_count`.
   *Difference* is between its results and ours after the first step, norm of the difference over the
   norm: of the logits; or of the gradient / of loss and new BatchNorm statistics, whichever is

@@ -87,13 +87,17 @@ What the tables here and in docs/benchmarks.md say about the places where we are
   and caches, and on those we depend more.
 - **Inference at batch 16 and 32.** PyTorch compiled takes 1.00 (V1), 1.22 (V2), 1.18 (V3-Large) and
   0.74 (V3-Small) of our time at batch 16 on the second AMD processor, 0.73, 1.35, 1.19 and 1.05 at
-  batch 32; the rounds of V1 and V3 have two speeds, see below, and in the fast one it takes 0.99 to
-  1.07 (V1), 1.12 to 1.51 (V3-Large, batch 16) and 1.07 to 1.39 (V3-Small, batch 16). On the others,
-  of code before the last item below (and on the first AMD before the last two, on the first Intel
-  before all), it took 0.85 (V3-Small) to 0.98 (V2) at batch 16 and 0.75 to 0.95 at batch 32 (the
-  second Intel), 0.93 (V1) to 1.03 (V2) and 0.85 to 0.93 (the first AMD), two thirds to three
-  quarters (the first Intel). Found, in comparisons of alternating steps (single sessions, not
-  stored; the first three on the first AMD processor), batch 16 and 32:
+  batch 32. The rounds of V1, of V3-Large at batch 16 and of V3-Small have two speeds, see below; in
+  the fast one it takes 0.99 to 1.07 (V1), 1.12 to 1.18 (V3-Large) and, at batch 16, 1.07 to 1.10
+  (V3-Small), but for one round of each of V3 in which PyTorch was slow, too. Two hours before, with
+  whole batches, it was 0.88 to 1.02 at batch 16 and 0.67 to 0.93 at batch 32, but PyTorch's V3 took
+  0.72 to 0.90 of the time it took now, and V2 at batch 32 0.87: whole batches and chunks are
+  compared below, by alternating steps. On the others, of code before the last item below (and on
+  the first AMD before the last two, on the first Intel before all), it took 0.85 (V3-Small) to 0.98
+  (V2) at batch 16 and 0.75 to 0.95 at batch 32 (the second Intel), 0.93 (V1) to 1.03 (V2) and 0.85
+  to 0.93 (the first AMD), two thirds to three quarters (the first Intel). Found, in comparisons of
+  alternating steps (single sessions, not stored; the first three on the first AMD processor), batch
+  16 and 32:
   - The depthwise convolution read its input twice, padded and, for the windows without padding,
     not; and what makes it (an activation, in V1 the whole stem) was computed twice. Once now: 1.01
     to 1.11 times as fast (V2's first comparison of four said 0.91, the others 1.09).
@@ -118,32 +122,33 @@ What the tables here and in docs/benchmarks.md say about the places where we are
     whole network are slower (V3-Small 0.88 with two images). Not measured with more than two cores.
 
   **Two speeds.** On the second AMD a program of chunks takes, for a round or for minutes, 1.4 (V1)
-  to 2 times (V3) as long (V1 at batch 32 96 or 136 ms, nothing between) while PyTorch's speed stays
-  or is 1.1 to 1.4 times slower; at batch 1 V3-Large and V2 have two speeds, too (2.4 and 3.5 to 3.9
-  ms, 2.6 and 4.4). In the slow one products take 1.3 times as long, what reads their output three
-  times, and one of XLA's two threads is put to sleep and woken about 200 times in a step (V3-Large
-  at batch 16), where it is 30 to 40 times in the fast one; both are busy, and V3's steps are as
-  long as one core would take. XLA's tasks have no core of their own; PyTorch's threads take the
-  same part of each array. Not the reason: small pages, addresses of arrays, both threads on one
-  core (a core for each made no difference); processors kept from idling made none that could be
-  told from chance. Not a way out: a program of two halves of the batch, a thread for each (0.64 to
-  1.06 times as fast); one, three, four and eight threads.
+  to 2 times (V3) as long (V1's rounds at batch 32: 96 or 136 ms, none between) while PyTorch's
+  speed stays or is 1.1 to 1.4 times slower; at batch 1 V3-Large and V2 have two speeds, too (2.4
+  and 3.5 to 3.9 ms, 2.6 and 4.4). In the slow one products take 1.3 times as long, what reads their
+  output three times, and one of XLA's two threads is put to sleep and woken about 200 times in a
+  step (V3-Large at batch 16), where it is 30 to 40 times in the fast one; both are busy, and V3's
+  steps are as long as one core would take. XLA's tasks have no core of their own; PyTorch's threads
+  take the same part of each array. Not the reason: small pages, addresses of arrays, both threads
+  on one core (a core for each made no difference); processors kept from idling made none that could
+  be told from chance. Not a way out: a program of two halves of the batch, a thread for each (0.64
+  to 1.06 times as fast); one, three, four and eight threads.
 
   What is left is, above all, products: at the peak of matrix products (docs/benchmarks.md) those of
   V1 alone would take 32 ms at batch 16 on the second AMD processor, where PyTorch's whole inference
-  takes 49, LiteRT's 47 and ours 49, of it 42 in products (the table; with whole batches 36, but 17
-  instead of 8 in what is depthwise): 1.2 times PyTorch's speed would be 41. XLA computes each as a
-  call of a library, and what follows is fused with the padding behind it, not with the product: one
-  more pass over each expansion. That pass is vectorized and sets the padding by `memset` (XLA's
-  dump says so). The limit that we believe in for V1, with XLA's CPU code as it is, is PyTorch's
-  speed. Tried in single sessions, not stored, without gain: the `+dot` and `+eltwise` kinds of
-  XLA's own library fusion and its oneDNN calls, XLA's `FAST_RUNTIME` preset, fast minima and
-  maxima, weights as constants of the program (0.99 to 1.04 times), JAX 0.11.2 and 0.12.0.1 (0.97 to
-  1.04 times as fast as 0.10.2, training of V1 and V2 included). Tried on layers, and not built:
-  feature maps as `[C, H, W, N]` (depthwise with padding 0.9 to 1.4 times as fast at batch 16,
-  slower at batch 1, products 1.05 times), and maps that carry their padding from layer to layer
-  (the depthwise part 1.3 to 1.5 times as fast, but products of 1.15 to 1.3 times as many rows where
-  maps are small).
+  takes 49, LiteRT's 47 and ours 49 (in the table 51, of it 42 in products; with whole batches 36,
+  not stored any more, but 17 instead of 8 in what is depthwise): 1.2 times PyTorch's speed would be
+  41. XLA computes each as a call of a library, and what follows is fused with the padding behind
+  it, not with the product: one more pass over each expansion. That pass is vectorized and sets the
+  padding by `memset` (XLA's dump says so). The table of chunks was measured half an hour after the
+  benchmark, a part of it in the slow speed. The limit that we believe in for V1, with XLA's CPU
+  code as it is, is PyTorch's speed. Tried in single sessions, not stored, without gain: the `+dot`
+  and `+eltwise` kinds of XLA's own library fusion and its oneDNN calls, XLA's `FAST_RUNTIME`
+  preset, fast minima and maxima, weights as constants of the program (0.99 to 1.04 times), JAX
+  0.11.2 and 0.12.0.1 (0.97 to 1.04 times as fast as 0.10.2, training of V1 and V2 included). Tried
+  on layers, and not built: feature maps as `[C, H, W, N]` (depthwise with padding 0.9 to 1.4 times
+  as fast at batch 16, slower at batch 1, products 1.05 times), and maps that carry their padding
+  from layer to layer (the depthwise part 1.3 to 1.5 times as fast, but products of 1.15 to 1.3
+  times as many rows where maps are small).
 - **Inference at batch 1**, with two threads: PyTorch takes 0.96 (V3-Large), 0.97 (V1), 1.29 (V2)
   and 2.00 times (V3-Small) as long on the second AMD processor, LiteRT and ONNX Runtime 0.43 to
   0.98; on the second Intel 1.05 (V1), 1.20 (V3-Large), 1.57 (V2) and 2.09 (V3-Small), LiteRT and

@@ -237,7 +237,7 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[..., Array], Callable[..., tuple[Array
     "shift": (_shift, _shift_gradients),
 }
 # On CPU "shift" is the faster one for every layer and direction of docs/benchmarks.md, from
-# experiments/results/benchmark/cpu_layers.json. Not measured on any other platform, which "default"
+# experiments/results/benchmark/*_layers.json. Not measured on any other platform, which "default"
 # is.
 PLATFORMS = {"cpu": "shift", "default": "lax"}
 

@@ -522,7 +522,8 @@ def test_twin_is_exact_in_float64(tmp_path):
 
 def test_the_default_on_cpu_is_the_fastest_of_every_layer_that_was_measured():
     cells = [cell for cell in benchmark_report.load() if cell["cell"].get("kind") == "depthwise"]
-    assert len(cells) == 3 * 38  # forward and two gradients of V1's, V2's and V3's layers
+    # On two processors, forward and two gradients of V1's, V2's and V3's layers.
+    assert len(cells) == 2 * 3 * 38
     for cell in cells:
         times = {
             name: cell["contenders"][f"ours {name}"]["median_seconds"] for name in IMPLEMENTATIONS
