@@ -9,7 +9,25 @@ import math
 import jax
 import numpy as np
 
-from mobilenets_jax.specs import Spec
+from mobilenets_jax.specs import Block, Conv, Spec
+
+# A network with a block of each kind, which compiles soon.
+TINY = Spec(
+    name="tiny",
+    family="v3",
+    num_classes=5,
+    dropout=0.5,
+    stem=Conv(3, 16, "hswish", 2),
+    blocks=(
+        #     k  exp out  SE     NL        s
+        Block(3, 16, 16, True, "relu", 1),
+        Block(3, 32, 24, False, "relu6", 2),
+        Block(5, 48, 24, True, "hswish", 1),
+        Block(3, 48, 24, False, "relu6", 1),
+    ),
+    last=Conv(1, 48, "hswish"),
+    head=Conv(1, 32, "hswish"),
+)
 
 
 def pads(size, kernel, strides, padding):

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from mobilenets_jax import chunks, runtime
 from mobilenets_jax.fold import fold_batch_norm
 from mobilenets_jax.model import MobileNet, create_model
-from mobilenets_jax.specs import PADDINGS, Block, Conv, Spec, list_models, table
+from mobilenets_jax.specs import PADDINGS, list_models, table
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 DEVICES = 8
@@ -93,21 +93,7 @@ def test_images_come_back_in_their_order(devices, each, images):
 # Networks
 
 
-SPEC = Spec(
-    name="tiny",
-    family="v3",
-    num_classes=5,
-    stem=Conv(3, 16, "hswish", 2),
-    blocks=(
-        #     k  exp out  SE     NL        s
-        Block(3, 16, 16, True, "relu", 1),
-        Block(3, 32, 24, False, "relu6", 2),
-        Block(5, 48, 24, True, "hswish", 1),
-        Block(3, 48, 24, False, "relu6", 1),
-    ),
-    last=Conv(1, 48, "hswish"),
-    head=Conv(1, 32, "hswish"),
-)
+SPEC = reference.TINY
 BETWEEN_EXPANSIONS = dataclasses.replace(
     SPEC, blocks=tuple(dataclasses.replace(row, shortcut="expansion") for row in SPEC.blocks)
 )

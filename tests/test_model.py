@@ -23,22 +23,7 @@ ALPHAS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 # A network with everything in it, small enough to compile in a second.
-TINY = Spec(
-    name="tiny",
-    family="v3",
-    num_classes=5,
-    dropout=0.5,
-    stem=Conv(3, 16, "hswish", 2),
-    blocks=(
-        #     k  exp out  SE     NL        s
-        Block(3, 16, 16, True, "relu", 1),
-        Block(3, 32, 24, False, "relu6", 2),
-        Block(5, 48, 24, True, "hswish", 1),
-        Block(3, 48, 24, False, "relu6", 1),
-    ),
-    last=Conv(1, 48, "hswish"),
-    head=Conv(1, 32, "hswish"),
-)
+TINY = reference.TINY
 
 
 def images(*shape, seed=0):
