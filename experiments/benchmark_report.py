@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments import peers
 from experiments.benchmark_floor import Floor, floor
+from experiments.handover import sides
 from mobilenets_jax.depthwise import PLATFORMS
 from mobilenets_jax.errors import InputError
 
@@ -91,6 +92,12 @@ others anew.
   large cache, training with 16 and 32 images; and our inference, which takes few images at a time),
   a part of the bytes never leaves the cache, and a program may pass a floor of memory.
 """
+_SIDES = """\
+Before and after every round one core takes over 1 MiB that another has just written; *handover* is
+how many times as long it takes as for its own (`experiments/handover.py`). Where both were more
+than 1.6 times the shortest, the cores were *far* from each other in this round, where neither was,
+*near*. Medians of these rounds, their number in brackets; a round in which it changed is left out
+here, and in no other table. PyTorch's is the fastest setting of these rounds."""
 
 
 def load(directory: Path = RESULTS) -> list[dict[str, Any]]:
@@ -344,6 +351,50 @@ def _network_tables(
     return lines
 
 
+def _side_table(cells: list[dict[str, Any]]) -> list[str]:
+    """Rounds apart, by how far the cores were from each other, of rows where that changed."""
+    pairs = [p for cell in cells for r in timed_in(cell).values() for p in r.get("handovers", ())]
+    if not pairs:
+        return []
+    shortest, rows = min(map(min, pairs)), []
+    for cell in cells:
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for name, record in timed_in(cell).items():
+            told = sides(record.get("handovers", ()), shortest)
+            for side, value in zip(told, record["round_seconds"], strict=False):
+                seconds.setdefault((side, name), []).append(value)
+        if not any(side == "far" for side, _ in seconds):
+            continue
+        values = []
+        for side in ("near", "far"):
+            ours = seconds.get((side, "ours"), [])
+            peer = min(
+                (s for (at, n), s in seconds.items() if at == side and n.startswith("torch")),
+                key=statistics.median,
+                default=[],
+            )
+            values += [
+                f"{1e3 * statistics.median(s):,.3g} ({len(s)})" if s else "–" for s in (ours, peer)
+            ]
+            both = bool(ours and peer)
+            values.append(
+                f"{statistics.median(peer) / statistics.median(ours):.2f}" if both else "–"
+            )
+        key = cell["cell"]
+        sizes = (key["resolution"], key["batch"], key["dtype"])
+        rows.append(table_row(MODELS[key["model"]], key["task"], *sizes, *values))
+    if not rows:
+        return []
+    columns = ("ours ms", "PyTorch ms", "ratio")
+    head = [
+        *("model", "task", "px", "batch", "dtype"),
+        *(f"{side}: {column}" for side in ("near", "far") for column in columns),
+    ]
+    title = "### Rounds with the cores near to each other and far from each other"
+    intro = f"{_SIDES} The shortest handover that was measured here is {shortest:.2f}."
+    return ["", title, "", intro, "", table_row(*head), table_row("---", *("---:",) * 10), *rows]
+
+
 def _layer_tables(
     cells: list[dict[str, Any]], machines: dict[tuple[str, str, int], dict[str, float]]
 ) -> list[str]:
@@ -478,6 +529,7 @@ def render(cells: list[dict[str, Any]]) -> str:
         networks = [cell for cell in here if cell["kind"] == "networks"]
         lines += [*_torch_settings(networks), *_compared(networks)]
         lines += _network_tables(networks, machines)
+        lines += _side_table(networks)
         lines += _layer_tables([cell for cell in here if cell["kind"] == "layers"], machines)
     return "\n".join(lines) + "\n"
 

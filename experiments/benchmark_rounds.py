@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import linux, peers
+from experiments.handover import handover
 from mobilenets_jax import runtime
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,8 @@ def measure(
     Returns:
         Contender -> what is stored: "left_out" or "failed" with the reason ("unsupported" if that
         will not change), or what its worker said
-        with `steps_per_round`, `round_seconds` (of a step, by round), `spread` and `peak_bytes`.
+        with `steps_per_round`, `round_seconds` (of a step, by round), `handovers` (before and after
+        each round, where several cores compute), `spread` and `peak_bytes`.
     """
     records: dict[str, dict[str, Any]] = {}
     for name, worker in started.items():
@@ -134,23 +136,35 @@ def measure(
         record = records[name]
         record["steps_per_round"] = max(1, round(round_seconds / record.pop("warm_seconds")))
         record["round_seconds"] = []
+        if cell.threads > 1:
+            record["handovers"] = []
+    before = _pause(cell.threads)
     for number in range(rounds):
         for name in live:
             record = records[name]
             spent = sum(record.get("round_seconds", [])) * record.get("steps_per_round", 0)
             if "failed" in record or (number >= ENOUGH_ROUNDS and spent > ENOUGH_SECONDS):
                 continue
-            time.sleep(PAUSE)
             answer = started[name].ask(run=record["steps_per_round"])
+            after = _pause(cell.threads)
             if "failed" in answer:
                 records[name] = answer
             else:
                 record["round_seconds"].append(answer["seconds"])
+                if "handovers" in record:
+                    record["handovers"].append([before, after])
+            before = after
     for name in live:
         if "failed" not in records[name]:
             records[name] |= spread(records[name]["round_seconds"], cell.batch)
             records[name] |= started[name].ask(finish=True)
     return records
+
+
+def _pause(threads: int) -> float:
+    """Waits until a contender's threads rest; returns the handover, 1 if one core computes."""
+    time.sleep(PAUSE)
+    return handover() if threads > 1 else 1.0
 
 
 def spread(seconds: Sequence[float], batch: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The benchmark's arithmetic, its command line, and docs/benchmarks.md."""
 
 import contextlib
+import itertools
 import json
+import os
 import types
 
 import numpy as np
@@ -13,6 +15,7 @@ from experiments import (
     benchmark_rounds,
     benchmark_summary,
     documents,
+    handover,
     linux,
     peers,
 )
@@ -58,7 +61,7 @@ def answering(answer):
 
     @contextlib.contextmanager
     def workers(names, *_, **__):
-        yield {name: types.SimpleNamespace(ask=lambda **_: answer) for name in names}
+        yield {name: types.SimpleNamespace(ask=lambda **_: dict(answer)) for name in names}
 
     return workers
 
@@ -321,6 +324,55 @@ def test_table_says_what_is_missing_or_wrong():
     assert "Not measured on GPU" not in text
     assert "## NVIDIA H100" in text
     assert "| – | – |" in text.splitlines()[-1]
+
+
+def test_sides_are_those_of_both_ends_of_a_round():
+    assert handover.sides([[1.1, 1.5], [1.1, 2.0], [2.0, 1.1], [1.7, 2.5]], 1.0) == [
+        *("near", "changing", "changing", "far"),
+    ]
+    assert handover.sides([[1.7, 2.5]], 1.2) == ["changing"]
+
+
+def test_handover_compares_two_cores_and_leaves_the_process_on_its_own(monkeypatch):
+    before = os.sched_getaffinity(0)
+    assert handover.handover() > 0
+    assert os.sched_getaffinity(0) == before
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {min(before)})
+    assert handover.handover() == 1.0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rounds_store_the_handovers_around_them(threads, monkeypatch, tmp_path):
+    numbers = itertools.count(1)
+    monkeypatch.setattr(benchmark_rounds, "handover", lambda: float(next(numbers)))
+    monkeypatch.setattr(benchmark_rounds, "PAUSE", 0.0)
+    answer = {"device": "cpu", "warm_seconds": 0.5, "seconds": 0.4}
+    with answering(answer)(["ours", "naive"]) as started:
+        cell = CELL._replace(threads=threads)
+        records = benchmark_rounds.measure(started, cell, 2, 1.0, tmp_path)
+    stored = {name: record.get("handovers") for name, record in records.items()}
+    none = dict.fromkeys(stored)
+    assert stored == (
+        {"ours": [[1, 2], [3, 4]], "naive": [[2, 3], [4, 5]]} if threads == 2 else none
+    )
+
+
+def test_rounds_are_told_apart_by_how_far_the_cores_were():
+    far, near, changing = [3.0, 3.1], [1.1, 1.5], [1.1, 3.0]
+    cell = stored()
+    assert "far from each other" not in benchmark_report.render([cell])
+    cell["contenders"] = {
+        "ours": record([0.2, 0.4, 0.4, 0.3], handovers=[near, far, far, changing]),
+        "torch eager NCHW": record([0.3, 0.3, 0.5, 0.5], handovers=[near, near, far, far]),
+        "torch compiled NCHW": record([0.4, 0.4, 0.5, 0.1], handovers=[near, near, far, far]),
+    }
+    text = benchmark_report.render([cell])
+    row = "| V2 | training | 224 | 16 | float32 | 200 (1) | 300 (2) | 1.50 | 400 (2) | 300 (2) |"
+    assert f"{row} 0.75 |" in text
+    assert "measured here is 1.10." in text
+    for contender in cell["contenders"].values():
+        contender["handovers"] = [near, near, near, changing]
+    assert "far from each other" not in benchmark_report.render([cell])
 
 
 def test_chart_takes_batch_16_of_the_largest_images():
