@@ -41,7 +41,7 @@ def plan(
         height: of an image in pixels.
         width: of an image in pixels.
         itemsize: bytes of an element.
-        cores: that compute.
+        cores: that one device computes with.
     """
     ends, images = [], 0
     for layer, elements in enumerate(_widest(spec, height, width)):

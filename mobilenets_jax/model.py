@@ -170,7 +170,7 @@ def _loops(network: MobileNet, x: Array) -> list[tuple[int, int]]:
         or (network.scope is not None and network.scope.mutable)
     ):
         return []
-    itemsize, cores = jnp.dtype(network.dtype).itemsize, runtime.cores()
+    itemsize, cores = jnp.dtype(network.dtype).itemsize, max(runtime.cores() // devices, 1)
     return chunks.plan(network.spec, batch // devices, height, width, itemsize, cores)
 
 

@@ -194,15 +194,21 @@ def test_several_networks_at_once(plan):
     assert_equal(compiled(apply, scaled, x), whole_batch(apply, scaled, x))
 
 
-def test_the_plan_that_is_made():
-    # On each device 8 images of 224 × 224 (not computed), where chunks take 2.
-    model = create_model("mobilenet_v2")
+@pytest.mark.parametrize(("cores", "each"), [(2 * DEVICES, 2), (1, 1)])
+def test_the_plan_is_that_of_each_device(cores, each, monkeypatch):
+    # On each device 8 images of 224 × 224 (not computed), where chunks take a few.
+    monkeypatch.setattr(runtime, "cores", lambda: cores)
     x = jax.ShapeDtypeStruct((8 * DEVICES, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    plan = chunks.plan(model.spec, 8, 224, 224, 4, runtime.cores())
-    assert loops(model.apply, variables, x) == len(plan) > 0
-    half = chunks.plan(model.spec, 8, 224, 224, 2, runtime.cores())
-    assert loops(create_model("mobilenet_v2", dtype="bfloat16").apply, variables, x) == len(half)
+    for dtype, itemsize in (("float32", 4), ("bfloat16", 2)):
+        model = create_model("mobilenet_v2", dtype=dtype)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        plan = chunks.plan(model.spec, 8, 224, 224, itemsize, each)
+        lengths = [
+            eqn.params["length"]
+            for eqn in program(model.apply, variables, x).eqns
+            if eqn.primitive.name == "scan"
+        ]
+        assert lengths == [8 // images for _, images in plan] != []
 
 
 def test_an_expansion_that_nothing_reads_is_not_carried(monkeypatch):
