@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import peers
 from experiments.benchmark_floor import Floor, floor
-from experiments.handover import sides
+from experiments.handover import FAR
 from mobilenets_jax.depthwise import PLATFORMS
 from mobilenets_jax.errors import InputError
 
@@ -92,12 +92,12 @@ others anew.
   large cache, training with 16 and 32 images; and our inference, which takes few images at a time),
   a part of the bytes never leaves the cache, and a program may pass a floor of memory.
 """
-_SIDES = """\
-Before and after every round one core takes over 1 MiB that another has just written; *handover* is
-how many times as long it takes as for its own (`experiments/handover.py`). Where both were more
-than 1.6 times the shortest, the cores were *far* from each other in this round, where neither was,
-*near*. Medians of these rounds, their number in brackets; a round in which it changed is left out
-here, and in no other table. PyTorch's is the fastest setting of these rounds."""
+_SIDES = f"""\
+Around every round, a thread adds to 256 KiB on one core just after it did so on the other, and then
+once more; the first time over the second is the *handover* (`experiments/handover.py`). In a *far*
+round it was more than {FAR:g} both before and after, in a *near* one neither. Medians are of the
+rounds in which that was so for ours and for PyTorch's best; other rounds are left out here, and in
+no other table."""
 
 
 def load(directory: Path = RESULTS) -> list[dict[str, Any]]:
@@ -351,48 +351,71 @@ def _network_tables(
     return lines
 
 
+def _side(handovers: Sequence[float]) -> str:
+    """Whether cores were "near" or "far" in a round, or either; of the handovers around it."""
+    far = {handover > FAR for handover in handovers}
+    return "either" if len(far) > 1 else "far" if far == {True} else "near"
+
+
+def _by_side(cell: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Side -> our seconds and those of PyTorch's best in each round in which both had that side."""
+    ours, peer = (timed_in(cell).get(name or "", {}) for name in ("ours", best_torch(cell)))
+    rounds = [
+        zip(map(_side, record.get("handovers", ())), record.get("round_seconds", ()), strict=False)
+        for record in (ours, peer)
+    ]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for (side, own), (same, theirs) in zip(*rounds, strict=False):
+        if side == same:
+            found.setdefault(side, []).append((own, theirs))
+    return found
+
+
 def _side_table(cells: list[dict[str, Any]]) -> list[str]:
-    """Rounds apart, by how far the cores were from each other, of rows where that changed."""
-    pairs = [p for cell in cells for r in timed_in(cell).values() for p in r.get("handovers", ())]
-    if not pairs:
-        return []
-    shortest, rows = min(map(min, pairs)), []
-    for cell in cells:
-        seconds: dict[tuple[str, str], list[float]] = {}
-        for name, record in timed_in(cell).items():
-            told = sides(record.get("handovers", ()), shortest)
-            for side, value in zip(told, record["round_seconds"], strict=False):
-                seconds.setdefault((side, name), []).append(value)
-        if not any(side == "far" for side, _ in seconds):
-            continue
-        values = []
-        for side in ("near", "far"):
-            ours = seconds.get((side, "ours"), [])
-            peer = min(
-                (s for (at, n), s in seconds.items() if at == side and n.startswith("torch")),
-                key=statistics.median,
-                default=[],
-            )
-            values += [
-                f"{1e3 * statistics.median(s):,.3g} ({len(s)})" if s else "–" for s in (ours, peer)
-            ]
-            both = bool(ours and peer)
-            values.append(
-                f"{statistics.median(peer) / statistics.median(ours):.2f}" if both else "–"
-            )
-        key = cell["cell"]
-        sizes = (key["resolution"], key["batch"], key["dtype"])
-        rows.append(table_row(MODELS[key["model"]], key["task"], *sizes, *values))
-    if not rows:
-        return []
-    columns = ("ours ms", "PyTorch ms", "ratio")
+    """Near and far rounds by themselves, of the rows that have far ones."""
+    columns = ("rounds", "ours ms", "PyTorch ms", "ratio")
     head = [
         *("model", "task", "px", "batch", "dtype"),
         *(f"{side}: {column}" for side in ("near", "far") for column in columns),
     ]
-    title = "### Rounds with the cores near to each other and far from each other"
-    intro = f"{_SIDES} The shortest handover that was measured here is {shortest:.2f}."
-    return ["", title, "", intro, "", table_row(*head), table_row("---", *("---:",) * 10), *rows]
+    rows = []
+    for cell in sorted(cells, key=_order):
+        found = _by_side(cell)
+        if "far" not in found:
+            continue
+        values: list[Any] = []
+        for side in ("near", "far"):
+            pairs = found.get(side, [])
+            own, theirs = ([pair[i] for pair in pairs] for i in (0, 1))
+            ratios = [b / a for a, b in pairs]
+            values += [len(pairs), _milliseconds(own), _milliseconds(theirs)]
+            values.append(f"{statistics.median(ratios):.2f}" if ratios else "–")
+        key = cell["cell"]
+        sizes = (key["task"], key["resolution"], key["batch"], key["dtype"])
+        rows.append(table_row(MODELS[key["model"]], *sizes, *values))
+    if not rows:
+        return []
+    title = "### Rounds with the cores near to and far from each other"
+    return ["", title, "", _SIDES, "", table_row(*head), table_row("---", *["---:"] * 12), *rows]
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    """The median."""
+    if not seconds:
+        return "–"
+    value = 1e3 * statistics.median(seconds)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
+    key = cell["cell"]
+    sizes = (-key["resolution"], -key["threads"], key["dtype"] != "float32")
+    return (
+        list(_TITLES).index(key["task"]),
+        *sizes,
+        list(MODELS).index(key["model"]),
+        key["batch"],
+    )
 
 
 def _layer_tables(

@@ -1,7 +1,8 @@
 """Contenders side by side: a process for each, interleaved rounds, and how far results are apart.
 
-Owns the processes' environment, the rounds and the comparison of outputs. Knows nothing of any
-library (`peers`), of what a process does when it is asked (`benchmark_worker`), nor of files.
+Owns the processes' environment, the rounds, what is measured between them, and the comparison of
+outputs. Knows nothing of any library (`peers`), of what a process does when it is asked
+(`benchmark_worker`), nor of files.
 """
 
 import json
@@ -116,7 +117,7 @@ def measure(
         Contender -> what is stored: "left_out" or "failed" with the reason ("unsupported" if that
         will not change), or what its worker said
         with `steps_per_round`, `round_seconds` (of a step, by round), `handovers` (before and after
-        each round, where several cores compute), `spread` and `peak_bytes`.
+        each round, of networks with two threads of a CPU), `spread` and `peak_bytes`.
     """
     records: dict[str, dict[str, Any]] = {}
     for name, worker in started.items():
@@ -136,9 +137,9 @@ def measure(
         record = records[name]
         record["steps_per_round"] = max(1, round(round_seconds / record.pop("warm_seconds")))
         record["round_seconds"] = []
-        if cell.threads > 1:
-            record["handovers"] = []
-    before = _pause(cell.threads)
+    on_cpu = any(records[name]["device"] == "cpu" for name in live)
+    probed = isinstance(cell, peers.Cell) and cell.threads == 2 and on_cpu
+    before = _rest(probed)
     for number in range(rounds):
         for name in live:
             record = records[name]
@@ -146,13 +147,13 @@ def measure(
             if "failed" in record or (number >= ENOUGH_ROUNDS and spent > ENOUGH_SECONDS):
                 continue
             answer = started[name].ask(run=record["steps_per_round"])
-            after = _pause(cell.threads)
+            after = _rest(probed)
             if "failed" in answer:
                 records[name] = answer
             else:
                 record["round_seconds"].append(answer["seconds"])
-                if "handovers" in record:
-                    record["handovers"].append([before, after])
+                if probed:
+                    record.setdefault("handovers", []).append([before, after])
             before = after
     for name in live:
         if "failed" not in records[name]:
@@ -161,10 +162,10 @@ def measure(
     return records
 
 
-def _pause(threads: int) -> float:
-    """Waits until a contender's threads rest; returns the handover, 1 if one core computes."""
+def _rest(probed: bool) -> float | None:
+    """Waits while most libraries' threads stop spinning; then measures the handover, if asked."""
     time.sleep(PAUSE)
-    return handover() if threads > 1 else 1.0
+    return handover() if probed else None
 
 
 def spread(seconds: Sequence[float], batch: int) -> dict[str, Any]:

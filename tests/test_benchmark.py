@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, its command line, and docs/benchmarks.md."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -326,52 +327,97 @@ def test_table_says_what_is_missing_or_wrong():
     assert "| – | – |" in text.splitlines()[-1]
 
 
-def test_sides_are_those_of_both_ends_of_a_round():
-    assert handover.sides([[1.1, 1.5], [1.1, 2.0], [2.0, 1.1], [1.7, 2.5]], 1.0) == [
-        *("near", "changing", "changing", "far"),
-    ]
-    assert handover.sides([[1.7, 2.5]], 1.2) == ["changing"]
+@pytest.fixture
+def pinned(monkeypatch):
+    """What the process is pinned to, one after the other; it may use processors 9, 3 and 5."""
+    pinned: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {9, 3, 5})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: pinned.append(set(cores)))
+    return pinned
 
 
-def test_handover_compares_two_cores_and_leaves_the_process_on_its_own(monkeypatch):
-    before = os.sched_getaffinity(0)
-    assert handover.handover() > 0
-    assert os.sched_getaffinity(0) == before
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {min(before)})
-    assert handover.handover() == 1.0
+def test_handover_is_the_time_for_what_another_core_wrote_over_that_for_its_own(
+    pinned, monkeypatch
+):
+    # A clock that is read four times on each core.
+    ticks = itertools.accumulate(itertools.cycle([1.0, 3.0, 1.0, 2.0]))
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr(handover, "time", clock)
+    assert handover.handover() == 1.5
+    assert pinned == [*[{3}, {5}] * 12, {3}, {9, 3, 5}]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_rounds_store_the_handovers_around_them(threads, monkeypatch, tmp_path):
-    numbers = itertools.count(1)
-    monkeypatch.setattr(benchmark_rounds, "handover", lambda: float(next(numbers)))
-    monkeypatch.setattr(benchmark_rounds, "PAUSE", 0.0)
-    answer = {"device": "cpu", "warm_seconds": 0.5, "seconds": 0.4}
-    with answering(answer)(["ours", "naive"]) as started:
-        cell = CELL._replace(threads=threads)
-        records = benchmark_rounds.measure(started, cell, 2, 1.0, tmp_path)
-    stored = {name: record.get("handovers") for name, record in records.items()}
-    none = dict.fromkeys(stored)
-    assert stored == (
-        {"ours": [[1, 2], [3, 4]], "naive": [[2, 3], [4, 5]]} if threads == 2 else none
-    )
+def test_a_process_is_never_left_pinned(pinned, monkeypatch):
+    monkeypatch.setattr(handover.np, "add", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        handover.handover()
+    assert pinned == [{3}, {9, 3, 5}]
 
 
-def test_rounds_are_told_apart_by_how_far_the_cores_were():
-    far, near, changing = [3.0, 3.1], [1.1, 1.5], [1.1, 3.0]
+def told_rounds(monkeypatch, tmp_path, cell, device="cpu"):
+    """What three rounds of two contenders did, one of which fails in its second, and stored."""
+    events, seconds = [], iter([0.1, 0.2, 0.3, None, 0.4])
+    numbers = map(float, itertools.count(1))
+
+    def ask(name, **order):
+        if "run" not in order:
+            return {"device": device, "warm_seconds": 0.5}
+        events.append(name)
+        second = next(seconds)
+        return {"failed": "it"} if second is None else {"seconds": second}
+
+    def probe():
+        events.append("handover")
+        return next(numbers)
+
+    clock = types.SimpleNamespace(sleep=lambda _: events.append("rest"))
+    monkeypatch.setattr(benchmark_rounds, "time", clock)
+    monkeypatch.setattr(benchmark_rounds, "handover", probe)
+    started = {
+        name: types.SimpleNamespace(ask=functools.partial(ask, name)) for name in ("ours", "naive")
+    }
+    return events, benchmark_rounds.measure(started, cell, 3, 1.0, tmp_path)
+
+
+def test_rounds_store_the_handovers_around_them(monkeypatch, tmp_path):
+    events, records = told_rounds(monkeypatch, tmp_path, CELL)
+    runs = ("ours", "naive", "ours", "naive", "ours")
+    between = ("rest", "handover")
+    assert events == [*between, *itertools.chain(*((name, *between) for name in runs))]
+    assert records["ours"]["handovers"] == [[1, 2], [3, 4], [5, 6]]
+    assert records["ours"]["round_seconds"] == [0.1, 0.3, 0.4]
+    assert records["naive"] == {"failed": "it"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "device"),
+    [(CELL._replace(threads=1), "cpu"), (CELL, "NVIDIA H100"), (LAYER, "cpu")],
+    ids=["one thread", "GPU", "layer"],
+)
+def test_handovers_are_of_networks_with_two_threads_of_a_cpu(cell, device, monkeypatch, tmp_path):
+    events, records = told_rounds(monkeypatch, tmp_path, cell, device)
+    assert events.count("rest") == 6
+    assert "handover" not in events
+    assert "handovers" not in records["ours"]
+
+
+def test_near_and_far_rounds_are_told_apart():
+    far, near, either = [3.0, 3.1], [1.1, 1.5], [1.1, 3.0]
     cell = stored()
     assert "far from each other" not in benchmark_report.render([cell])
     cell["contenders"] = {
-        "ours": record([0.2, 0.4, 0.4, 0.3], handovers=[near, far, far, changing]),
-        "torch eager NCHW": record([0.3, 0.3, 0.5, 0.5], handovers=[near, near, far, far]),
-        "torch compiled NCHW": record([0.4, 0.4, 0.5, 0.1], handovers=[near, near, far, far]),
+        "ours": record([0.02, 0.04, 1.5, 1.0, 0.3], handovers=[near, far, far, far, either]),
+        "torch eager NCHW": record([0.03] * 5, handovers=[near, near, far, far, either]),
+        "torch compiled NCHW": record([0.5] * 5, handovers=[near, far, far, far, either]),
     }
     text = benchmark_report.render([cell])
-    row = "| V2 | training | 224 | 16 | float32 | 200 (1) | 300 (2) | 1.50 | 400 (2) | 300 (2) |"
-    assert f"{row} 0.75 |" in text
-    assert "measured here is 1.10." in text
-    for contender in cell["contenders"].values():
-        contender["handovers"] = [near, near, near, changing]
+    near_row, far_row = "1 | 20 | 30 | 1.50", "2 | 1,250 | 30 | 0.03"
+    assert f"| V2 | training | 224 | 16 | float32 | {near_row} | {far_row} |" in text
+    cell["contenders"]["ours"]["handovers"] = [far] * 5
+    cell["contenders"]["torch eager NCHW"]["handovers"] = [far] * 5
+    assert "| float32 | 0 | – | – | – | 5 |" in benchmark_report.render([cell])
+    # Where only another contender met far rounds, there is no row.
+    cell["contenders"]["ours"]["handovers"] = [near] * 5
     assert "far from each other" not in benchmark_report.render([cell])
 
 
