@@ -47,15 +47,15 @@ others anew.
   than: in inference the width of vectors, on the Intel processor Eigen's products, too. PyTorch
   chooses both itself. Rounds are interleaved, A B C A B C …; a round is one step that is not timed,
   for the caches and the memory that others left cold, and as many as fill a second (0.05 s, of a
-  layer), at least one. Images per second are at the median round; quartiles in brackets, of 3 to 9
+  layer), at least one. Images per second are at the median round; quartiles in brackets, of 3 to 15
   rounds (of 3 they say little). "–" was not run.
 - **Training step**: forward with BatchNorm's statistics and dropout, cross entropy, backward, SGD
   with momentum; the state is carried on and the loss fetched in each step. **Inference**: logits
   fetched, BatchNorm folded for us, PyTorch, ONNX Runtime and LiteRT; Keras and the naive twin have
   no folding. Ours takes the batch in chunks (`mobilenets_jax/chunks.py`) in the rows of the AMD
-  processor of family 26 in float32 at batch 16 and 32; all others are of before, or of single
-  images. Inputs, labels and weights are random, and the inputs are in place before the clock
-  starts, but for LiteRT, which copies them in.
+  processor of family 26 at batch 16 and 32; all others are of before, or of single images. Inputs,
+  labels and weights are random, and the inputs are in place before the clock starts, but for
+  LiteRT, which copies them in.
 - **Naive twin**: the same network in Flax as usually written, `nn.Conv` with `feature_group_count`.
   *Difference* is between its results and ours after the first step, norm of the difference over the
   norm: of the logits; or of the gradient / of loss and new BatchNorm statistics, whichever is
@@ -357,12 +357,16 @@ def _side(handovers: Sequence[float]) -> str:
     return "either" if len(far) > 1 else "far" if far == {True} else "near"
 
 
+def _ours_and_best(cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is stored of ours and of PyTorch's best, of either nothing if it has no time."""
+    return [timed_in(cell).get(name or "", {}) for name in ("ours", best_torch(cell))]
+
+
 def _by_side(cell: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
     """Side -> our seconds and those of PyTorch's best in each round in which both had that side."""
-    ours, peer = (timed_in(cell).get(name or "", {}) for name in ("ours", best_torch(cell)))
     rounds = [
         zip(map(_side, record.get("handovers", ())), record.get("round_seconds", ()), strict=False)
-        for record in (ours, peer)
+        for record in _ours_and_best(cell)
     ]
     found: dict[str, list[tuple[float, float]]] = {}
     for (side, own), (same, theirs) in zip(*rounds, strict=False):
@@ -372,7 +376,7 @@ def _by_side(cell: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
 
 
 def _side_table(cells: list[dict[str, Any]]) -> list[str]:
-    """Near and far rounds by themselves, of the rows that have far ones."""
+    """Near and far rounds by themselves, where ours or PyTorch's best met far ones."""
     columns = ("rounds", "ours ms", "PyTorch ms", "ratio")
     head = [
         *("model", "task", "px", "batch", "dtype"),
@@ -380,9 +384,10 @@ def _side_table(cells: list[dict[str, Any]]) -> list[str]:
     ]
     rows = []
     for cell in sorted(cells, key=_order):
-        found = _by_side(cell)
-        if "far" not in found:
+        handovers = [h for record in _ours_and_best(cell) for h in record.get("handovers", ())]
+        if not any(_side(pair) == "far" for pair in handovers):
             continue
+        found = _by_side(cell)
         values: list[Any] = []
         for side in ("near", "far"):
             pairs = found.get(side, [])
