@@ -32,7 +32,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import benchmark_report, benchmark_summary, documents, linux, peers
+from experiments import (
+    benchmark_cells,
+    benchmark_report,
+    benchmark_summary,
+    documents,
+    linux,
+    peers,
+)
 from experiments.arguments import Parser, positive
 from experiments.benchmark_rounds import (
     ROOT,
@@ -326,7 +333,7 @@ def main() -> int:
         options = parse()
         if options.action == "render":
             benchmark_report.write(ROOT)
-            summary = benchmark_summary.render(benchmark_report.load())
+            summary = benchmark_summary.render(benchmark_cells.load())
             documents.rewrite(ROOT / "README.md", "speed", summary)
         else:
             {"networks": networks, "layers": layers}[options.action](options)

@@ -4,28 +4,31 @@ Owns tables, text and the chart. Must not measure or change a number: rendering 
 gives the same text.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import peers
+from experiments import benchmark_sides, peers
+from experiments.benchmark_cells import (
+    MODELS,
+    best_torch,
+    device_of,
+    load,
+    ratio,
+    table_row,
+    timed_in,
+)
 from experiments.benchmark_floor import Floor, floor
-from experiments.handover import FAR
 from mobilenets_jax.depthwise import PLATFORMS
-from mobilenets_jax.errors import InputError
 
-RESULTS = Path(__file__).parent / "results" / "benchmark"
 # In float32, of the gradient and of the rest: ReLU6's kinks and BatchNorm let a rounding error grow
 # backwards. A GPU multiplies with ten bits (TF32).
 TOLERANCE = {"cpu": (3e-2, 1e-4), "gpu": (0.5, 1e-2)}
 EXACT = 1e-10  # In float64, of everything.
 LAYERS = {"float32": 1e-4, "bfloat16": 2e-2}  # Of single layers.
 ROUNDING = 2.0  # In bfloat16, times the twin's own distance from itself in float32.
-RUNS = ("run", "compared")  # A cell's, by number: in which it was measured, and last compared.
-MODELS = {"v1": "V1", "v2": "V2", "v3_large": "V3-Large", "v3_small": "V3-Small"}
 _PEERS = {"keras": "Keras", "litert": "LiteRT", "onnxruntime": "ONNX Runtime"}
 _TITLES = {"training": "Training step", "inference": "Inference"}
 _INTRO = """\
@@ -93,35 +96,6 @@ others anew. A contender whose steps take seconds, as the naive twin's, leaves t
   large cache, training with 16 and 32 images; and our inference, which takes few images at a time),
   a part of the bytes never leaves the cache, and a program may pass a floor of memory.
 """
-_SIDES = f"""\
-Around every round, a thread adds to 256 KiB on one core just after it did so on the other, and then
-once more; the first time over the second is the *handover* (`experiments/handover.py`). In a *far*
-round it was more than {FAR:g} both before and after, in a *near* one neither. Medians are of the
-rounds in which that was so for ours and for PyTorch's best; other rounds are left out here, and in
-no other table."""
-
-
-def load(directory: Path = RESULTS) -> list[dict[str, Any]]:
-    """Returns every cell of the stored files, with its file's `kind` and its `run` in it.
-
-    Raises:
-        InputError: a file is not one that the benchmark wrote.
-    """
-    cells: list[dict[str, Any]] = []
-    for path in sorted(directory.glob("*.json")):
-        try:
-            results = json.loads(path.read_text(encoding="utf-8"))
-            cells += [
-                {
-                    **cell,
-                    "kind": results["kind"],
-                    **{key: results["runs"][cell[key]] for key in RUNS if key in cell},
-                }
-                for cell in results["cells"]
-            ]
-        except (ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{path} is not a benchmark's result: remove it.") from error
-    return cells
 
 
 def write(root: Path) -> None:
@@ -164,38 +138,8 @@ def _of_floor(cell: dict[str, Any], least: Floor | None) -> str:
     return f"{100 * least.seconds / ours['median_seconds']:.0f} % ({least.bound})"
 
 
-def timed_in(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The contenders of a cell that have a time."""
-    return {n: r for n, r in cell["contenders"].items() if "median_seconds" in r}
-
-
-def device_of(cell: dict[str, Any]) -> str:
-    """Returns the device that a cell was measured on: the processor's name for "cpu"."""
-    devices = [record["device"] for record in timed_in(cell).values()]
-    return cell["run"]["processor"] if not devices or devices[0] == "cpu" else devices[0]
-
-
 def _on_gpu(cell: dict[str, Any]) -> bool:
     return device_of(cell) != cell["run"]["processor"]
-
-
-def best_torch(cell: dict[str, Any]) -> str | None:
-    """Returns the name of PyTorch's fastest setting in a cell, None if it was not measured."""
-    torch = {n: r["median_seconds"] for n, r in timed_in(cell).items() if n.startswith("torch")}
-    return min(torch, key=torch.__getitem__, default=None)
-
-
-def ratio(cell: dict[str, Any], name: str | None) -> str:
-    """Returns a contender's time over ours as text, or why there is none."""
-    records, timed = cell["contenders"], timed_in(cell)
-    if name in timed and "ours" in timed:
-        return f"{timed[name]['median_seconds'] / timed['ours']['median_seconds']:.2f}×"
-    reasons = [r for n, r in records.items() if n.split()[0] == (name or "torch")]
-    if not reasons or name in timed:
-        return "–"
-    if "failed" in reasons[0]:
-        return "failed"
-    return "not installed" if "not installed" in reasons[0]["left_out"] else "–"
 
 
 def _spread(cell: dict[str, Any], name: str | None) -> str:
@@ -310,11 +254,6 @@ def _network_row(cell: dict[str, Any], names: Sequence[str], least: Floor | None
     )
 
 
-def table_row(*values: Any) -> str:
-    """Returns a line of a Markdown table."""
-    return f"| {' | '.join(str(value) for value in values)} |"
-
-
 def _network_tables(
     cells: list[dict[str, Any]], machines: dict[tuple[str, str, int], dict[str, float]]
 ) -> list[str]:
@@ -350,78 +289,6 @@ def _network_tables(
                 _network_row(cell, names, _floor(cell, machines.get(_place(cell)))) for cell in rows
             ]
     return lines
-
-
-def _side(handovers: Sequence[float]) -> str:
-    """Whether cores were "near" or "far" in a round, or either; of the handovers around it."""
-    far = {handover > FAR for handover in handovers}
-    return "either" if len(far) > 1 else "far" if far == {True} else "near"
-
-
-def _ours_and_best(cell: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is stored of ours and of PyTorch's best, of either nothing if it has no time."""
-    return [timed_in(cell).get(name or "", {}) for name in ("ours", best_torch(cell))]
-
-
-def _by_side(cell: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Side -> our seconds and those of PyTorch's best in each round in which both had that side."""
-    rounds = [
-        zip(map(_side, record.get("handovers", ())), record.get("round_seconds", ()), strict=False)
-        for record in _ours_and_best(cell)
-    ]
-    found: dict[str, list[tuple[float, float]]] = {}
-    for (side, own), (same, theirs) in zip(*rounds, strict=False):
-        if side == same:
-            found.setdefault(side, []).append((own, theirs))
-    return found
-
-
-def _side_table(cells: list[dict[str, Any]]) -> list[str]:
-    """Near and far rounds by themselves, where ours or PyTorch's best met far ones."""
-    columns = ("rounds", "ours ms", "PyTorch ms", "ratio")
-    head = [
-        *("model", "task", "px", "batch", "dtype"),
-        *(f"{side}: {column}" for side in ("near", "far") for column in columns),
-    ]
-    rows = []
-    for cell in sorted(cells, key=_order):
-        handovers = [h for record in _ours_and_best(cell) for h in record.get("handovers", ())]
-        if not any(_side(pair) == "far" for pair in handovers):
-            continue
-        found = _by_side(cell)
-        values: list[Any] = []
-        for side in ("near", "far"):
-            pairs = found.get(side, [])
-            own, theirs = ([pair[i] for pair in pairs] for i in (0, 1))
-            ratios = [b / a for a, b in pairs]
-            values += [len(pairs), _milliseconds(own), _milliseconds(theirs)]
-            values.append(f"{statistics.median(ratios):.2f}" if ratios else "–")
-        key = cell["cell"]
-        sizes = (key["task"], key["resolution"], key["batch"], key["dtype"])
-        rows.append(table_row(MODELS[key["model"]], *sizes, *values))
-    if not rows:
-        return []
-    title = "### Rounds with the cores near to and far from each other"
-    return ["", title, "", _SIDES, "", table_row(*head), table_row("---", *["---:"] * 12), *rows]
-
-
-def _milliseconds(seconds: Sequence[float]) -> str:
-    """The median."""
-    if not seconds:
-        return "–"
-    value = 1e3 * statistics.median(seconds)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
-    key = cell["cell"]
-    sizes = (-key["resolution"], -key["threads"], key["dtype"] != "float32")
-    return (
-        list(_TITLES).index(key["task"]),
-        *sizes,
-        list(MODELS).index(key["model"]),
-        key["batch"],
-    )
 
 
 def _layer_tables(
@@ -558,7 +425,7 @@ def render(cells: list[dict[str, Any]]) -> str:
         networks = [cell for cell in here if cell["kind"] == "networks"]
         lines += [*_torch_settings(networks), *_compared(networks)]
         lines += _network_tables(networks, machines)
-        lines += _side_table(networks)
+        lines += benchmark_sides.table(networks)
         lines += _layer_tables([cell for cell in here if cell["kind"] == "layers"], machines)
     return "\n".join(lines) + "\n"
 

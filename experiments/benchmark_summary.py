@@ -7,7 +7,7 @@ nothing of README but the marks that the tables stand between.
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.benchmark_report import MODELS, best_torch, device_of, ratio, table_row
+from experiments.benchmark_cells import MODELS, best_torch, device_of, ratio, table_row
 
 # Task -> whose times, "torch" being PyTorch's fastest setting in the row.
 _AGAINST = {"training": ("naive", "torch"), "inference": ("torch", "litert", "onnxruntime")}
@@ -21,7 +21,7 @@ def render(cells: Sequence[dict[str, Any]]) -> str:
     """Returns the tables, of the device that was measured last: a row for each size and batch.
 
     Args:
-        cells: as `benchmark_report.load` returns them; networks in float32 are shown.
+        cells: as `benchmark_cells.load` returns them; networks in float32 are shown.
     """
     shown = [
         cell for cell in cells if cell["kind"] == "networks" and cell["cell"]["dtype"] == "float32"

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import (
     benchmark,
+    benchmark_cells,
     benchmark_report,
     benchmark_rounds,
     benchmark_summary,
@@ -93,12 +94,12 @@ def stored(**fields):
 
 def test_document_shows_the_stored_results():
     text = (benchmark_rounds.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert text == benchmark_report.render(benchmark_report.load())
+    assert text == benchmark_report.render(benchmark_cells.load())
 
 
 def test_readme_shows_the_stored_results():
     readme = (benchmark_rounds.ROOT / "README.md").read_text(encoding="utf-8")
-    summary = benchmark_summary.render(benchmark_report.load())
+    summary = benchmark_summary.render(benchmark_cells.load())
     assert readme == documents.replaced(readme, "speed", summary)
 
 
@@ -622,7 +623,7 @@ def test_twin_is_exact_in_float64(tmp_path):
 
 
 def test_the_default_on_cpu_is_the_fastest_of_every_layer_that_was_measured():
-    cells = [cell for cell in benchmark_report.load() if cell["cell"].get("kind") == "depthwise"]
+    cells = [cell for cell in benchmark_cells.load() if cell["cell"].get("kind") == "depthwise"]
     # In float32 on two processors, in bfloat16 on one: forward and two gradients of V1's, V2's and
     # V3's layers.
     assert len(cells) == 3 * 3 * 38
